@@ -1,0 +1,89 @@
+"""What the anatomy of a model says: its joins, its units, and the calls of the run that showed them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One residual join: `skip + lam·branch`."""
+
+    index: int
+    name: str  # where the branch is computed, and the call: "layer1.0.add"
+    module: str  # qualified path of the module that computes the branch
+    shape: tuple[int, ...]
+    lam: float  # the model's own scale of the branch when the anatomy was taken (1 unless it multiplies by a number)
+    identity: bool  # the shortcut is the identity
+    after: tuple[str, ...]  # what reads the join's result first: "relu", "layer_norm", …
+    call: str  # the addition, as called
+    modules: tuple[str, ...] = field(repr=False, default=())  # whose calls make up the branch
+    step: int = field(repr=False, default=-1)
+    skip: int = field(repr=False, default=0)  # which argument of the addition is the skip, which the branch
+    branch: int = field(repr=False, default=1)
+    signs: tuple[int, int] = field(repr=False, default=(1, 1))  # of skip and branch in the result
+    own: str = field(repr=False, default="")  # how the model scales the branch: "" | "mul" | "alpha"
+    last: str = field(repr=False, default="")  # the layer that ends the branch, if its call serves this join alone
+
+
+@dataclass(frozen=True, eq=False)
+class Unit:
+    """One call of a nonlinearity: `alpha·a + (1 − alpha)·φ(a)`."""
+
+    index: int
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    step: int = field(repr=False, default=-1)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call in the recorded run."""
+
+    func: Any
+    module: str
+    depth: int | None  # joins whose branch side every way from here to the output passes; None: no way to it
+    last: bool  # nothing reads the first argument (of a join: the skip) after this call: it may be overwritten
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What one run of a model showed: its joins, its units, and the sequence of calls."""
+
+    branches: tuple[Branch, ...]
+    units: tuple[Unit, ...]
+    steps: tuple[Step, ...]
+    scalings: dict[int, int] = field(repr=False, default_factory=dict)  # step of a branch's own multiplication -> join
+
+    def table(self) -> pd.DataFrame:
+        """The joins as a table, in the order they are computed."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    "branch": b.name,
+                    "lam": b.lam,
+                    "shortcut": "identity" if b.identity else "mapped",
+                    "after": ", ".join(b.after) or "–",
+                    "shape": "×".join(map(str, b.shape)),
+                    "call": b.call,
+                }
+                for b in self.branches
+            ],
+            columns=["branch", "lam", "shortcut", "after", "shape", "call"],
+        )
+
+    def unit_table(self) -> pd.DataFrame:
+        """The units as a table, in the order they are computed."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [{"unit": u.name, "kind": u.kind, "shape": "×".join(map(str, u.shape))} for u in self.units],
+            columns=["unit", "kind", "shape"],
+        )

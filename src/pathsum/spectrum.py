@@ -1,0 +1,176 @@
+"""The exact spectrum of path lengths: gates frozen at the real forward pass, the network is a polynomial."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .knobs import Lam
+from .paths import path_counts
+from .results import accuracy_of, check_count, relative_error, run_series
+from .series import Series
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """f(x) = Σ_k v_k(x): v_k is the sum over all paths through exactly k residual branches, λ included.
+
+    `terms` (n+1, batch, …), or (max_length+2, batch, …) with the last slot every longer path; `output` (batch, …) is
+    the network's own, and `conservation` how far the sum is from it.
+    """
+
+    terms: Tensor
+    output: Tensor
+    num_branches: int
+    longer: bool = False  # the last slot sums every longer path
+
+    @property
+    def lengths(self) -> list[str]:
+        """A label a slot: "0", "1", …, and ">K" for the last where it holds every longer path."""
+        names = [str(k) for k in range(len(self.terms))]
+        return [*names[:-1], f">{len(names) - 2}"] if self.longer else names
+
+    @cached_property
+    def conservation(self) -> float:
+        """‖Σ_k v_k − f‖/‖f‖ over the whole batch: rounding."""
+        return relative_error(self.terms.double().sum(0), self.output)
+
+    def energy(self) -> Tensor:
+        """‖v_k‖² per sample, (lengths, batch), float64."""
+        return self.terms.double().flatten(2).square().sum(2) if self.terms.ndim > 2 else self.terms.double().square()
+
+    def share(self) -> np.ndarray:
+        """Share of each length in Σ_k ‖v_k‖², summed over samples."""
+        total = self.energy().sum(1)
+        return (total / total.sum()).cpu().numpy()
+
+    def mean_length(self) -> float:
+        """Mean number of branches on a path, paths weighted by energy: Σ k‖v_k‖²/Σ‖v_k‖².
+
+        The slot of longer paths counts as its least length, so the mean is then a lower bound.
+        """
+        return float(np.arange(len(self.terms)) @ self.share())
+
+    def per_sample(self) -> pd.DataFrame:
+        """A row a sample: its mean path length, and the share of each length in its energy."""
+        import pandas as pd
+
+        energy = self.energy()
+        share = (energy / energy.sum(0).clamp_min(torch.finfo(torch.float64).tiny)).T.cpu().numpy()
+        table = pd.DataFrame(share, columns=pd.Index([f"length {name}" for name in self.lengths]))
+        table.insert(0, "mean_length", share @ np.arange(share.shape[1]))
+        table.index.name = "sample"
+        return table
+
+    def accuracy(self, y: Tensor | Sequence[int]) -> np.ndarray:
+        """Accuracy by longest path: of Σ_{j≤k} v_j for k = 0, 1, …, against labels y (batch,)."""
+        return accuracy_of(self.terms.cumsum(0), y)
+
+    def table(self, y: Tensor | Sequence[int] | None = None) -> pd.DataFrame:
+        """A row a length: number of branch subsets, root-mean-square norm, share of energy, accuracy so far."""
+        import pandas as pd
+
+        counts = path_counts(self.num_branches)
+        m = len(self.terms)
+        paths = [counts[k] if k < len(counts) else 0 for k in range(m)]
+        if self.longer:
+            paths[-1] = sum(counts[m - 1 :])
+        table = pd.DataFrame(
+            {
+                "length": self.lengths,
+                "paths": pd.Series(paths, dtype=object),
+                "norm": self.energy().mean(1).sqrt().cpu().numpy(),
+                "share": self.share(),
+            }
+        )
+        if y is not None:
+            table["accuracy"] = self.accuracy(y)
+        return table
+
+    def plot(self, ax: Axes | None = None, *, y: Tensor | Sequence[int] | None = None) -> Axes:
+        """Share of each path length; with labels, the accuracy of paths up to that length beside it."""
+        from matplotlib import pyplot as plt
+        from matplotlib.ticker import MaxNLocator
+
+        ax = plt.subplots(figsize=(6, 4), layout="constrained")[1] if ax is None else ax
+        k = np.arange(len(self.terms))
+        ax.bar(k, self.share(), color="#9ecae1", label="share of energy")
+        ax.axvline(self.mean_length(), color="#3182bd", ls="--", label=f"mean length {self.mean_length():.1f}")
+        ax.set(xlabel="path length (residual branches passed)", ylabel="share of ‖v‖²")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        lines = ax.get_legend_handles_labels()
+        if y is not None:
+            right = ax.twinx()
+            right.plot(k, 100 * self.accuracy(y), "o-", color="#b2182b", ms=3, label="accuracy of paths up to here")
+            right.set(ylabel="accuracy (%)", ylim=(0, 100))
+            more = right.get_legend_handles_labels()
+            lines = (lines[0] + more[0], lines[1] + more[1])
+        ax.legend(*lines, loc="center right")
+        return ax
+
+    def __repr__(self) -> str:
+        return (
+            f"Spectrum({self.num_branches} branches, {self.output.shape[0]} samples: mean path length "
+            f"{'≥ ' if self.longer else ''}{self.mean_length():.2f}, sum off by {self.conservation:.1e})"
+        )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self!r}</p>" + self.table().to_html(index=False)
+
+
+def spectrum(
+    net: nn.Module,
+    *inputs: Any,
+    max_length: int | None = None,
+    lam: Lam | None = None,
+    chunk_size: int | None = None,
+    progress: bool | None = None,
+    **kwargs: Any,
+) -> Spectrum:
+    """Split a residual network's output by path length, exactly.
+
+    With every gate frozen at its value in the real forward pass each branch is affine, Fᵢ(z) = Aᵢz + cᵢ, and
+    v_k ← v_k + λᵢ(Aᵢ v_{k−1} + [k=1] cᵢ) gives Σ_k v_k = f(x): 2ⁿ paths by length in at most n²/2 branch applications.
+    ReLU, GELU and the like are a·g(a) with g frozen; LayerNorm freezes σ; attention its pattern; max-pool its winner.
+
+    max_length: keep lengths 0..max_length, and one slot that sums every longer path exactly (cost max_length+2
+    branches a block instead of up to n+1). lam, chunk_size, inputs and errors: as in `expand`. The unravelled view of
+    Veit et al. (2016, arXiv 1605.06431), made exact.
+
+    >>> import torch, pathsum as ps
+    >>> net = ps.ResidualMLP(depth=3, width=3, in_features=3, seed=0).double()
+    >>> s = ps.spectrum(net, torch.ones(2, 3, dtype=torch.float64))
+    >>> tuple(s.terms.shape), s.conservation < 1e-14
+    ((4, 2, 10), True)
+    """
+    if max_length is not None:
+        check_count("max_length", max_length)
+    overflow = max_length is not None
+
+    def variable(lams: list[float], carry: bool) -> Series:
+        order = len(lams) if max_length is None else max_length + 1
+        weights = torch.tensor(lams, dtype=torch.float64)
+        return Series.variable(order, weights=weights, gated=True, overflow=overflow)
+
+    knobbed, _, output, terms = run_series(
+        net,
+        inputs,
+        kwargs,
+        variable=variable,
+        carry=False,  # the sum of the lengths is checked against a run of its own
+        lam=lam,
+        chunk_size=chunk_size,
+        progress=progress,
+        label="spectrum",
+    )
+    return Spectrum(terms, output, len(knobbed.branches), overflow)

@@ -1,0 +1,145 @@
+"""Files that are whole or absent: atomic writes, JSON, tensors with a checksum, a lock on a folder.
+
+Tensors are safetensors; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pathsum.errors import CheckpointError, OutputError, PathsumError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an operating-system error while writing `path` into one clear `OutputError`."""
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise OutputError(f"cannot write {path}: {what}; free some space or choose another folder") from error
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write `content` so that after a crash `path` is either what it was or complete."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def finite(value: Any) -> Any:
+    """`value` with every NaN and infinity replaced by None, which JSON can hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically; not-a-number becomes null."""
+    write_atomic(path, json.dumps(finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object, or raise `CheckpointError` naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"no file {path}; give a folder or model that pathsum wrote") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}); it is damaged: train again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object; it is damaged")
+    return value
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; the system drops the lock when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with writing(folder):
+        file = open(folder / ".lock", "w")  # noqa: SIM115 (closed below, after the caller's work)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"another process is training into {folder}; wait for it or choose another folder"
+            ) from None
+        yield
+
+
+def _safetensors() -> Any:
+    """The safetensors module, or an error that says how to get it."""
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError:
+        raise PathsumError("checkpoints need safetensors; run: pip install 'pathsum[train]'") from None
+    return safetensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> None:
+    """Write tensors, their hash and a JSON state to one safetensors file, atomically."""
+    seen: set[int] = set()
+    plain = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        if tensor.data_ptr() in seen:  # safetensors refuses tied weights
+            tensor = tensor.clone()
+        seen.add(tensor.data_ptr())
+        plain[name] = tensor
+    metadata = {"sha256": _digest(plain), "state": json.dumps(finite(state or {}), allow_nan=False)}
+    write_atomic(path, _safetensors().torch.save(plain, metadata=metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote, or any safetensors file (then the state is empty)."""
+    library = _safetensors()
+    try:
+        with library.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        raise CheckpointError(f"no file {path}; check the path") from None
+    except (OSError, ValueError, library.SafetensorError) as error:
+        why = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is truncated or no safetensors file ({why}); copy it again") from None
+    if "sha256" in metadata and metadata["sha256"] != _digest(tensors):
+        raise CheckpointError(f"{path} is damaged: its contents do not match their checksum; copy it again")
+    return tensors, json.loads(metadata.get("state", "{}"))

@@ -1,0 +1,1 @@
+"""The parts of `pathsum.train`: options, loop, monitor, evaluation, result."""

@@ -1,0 +1,99 @@
+"""What a training run borrows from the process and the model, and gives back however it ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in the yielded list instead of dying; a second SIGINT interrupts.
+
+    Only in the main thread, where Python allows it, and only where the signal was not ignored.
+    """
+    received: list[int] = []
+
+    def handler(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and signal.SIGINT in received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                previous[number] = signal.signal(number, handler)
+    try:
+        yield received
+    finally:
+        for number, old in previous.items():
+            # None: the old handler was not set from Python, and cannot be put back from it.
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+
+
+@contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Set PyTorch's CPU threads for a while; None leaves them alone."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if number is not None:
+            torch.set_num_threads(before)
+
+
+def generators(device: torch.device) -> list[torch.Generator]:
+    """The global generators that layers such as dropout draw from."""
+    if device.type != "cuda":
+        return [torch.default_generator]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[index]]
+
+
+@contextmanager
+def private_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators for a while; afterwards they are where they were."""
+    before = [(generator, generator.get_state()) for generator in generators(device)]
+    try:
+        for generator, _ in before:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in before:
+            generator.set_state(state)
+
+
+@contextmanager
+def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put a model in train or eval mode; afterwards each module is in the mode it was."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, flag in before:
+            module.training = flag
+
+
+@contextmanager
+def channels_last(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Keep convolution weights channels-last on the CPU: on two threads towers train 7 to 13 % faster so."""
+    changed = []
+    if device.type == "cpu":
+        changed = [p for p in model.parameters() if p.ndim == 4 and p.is_contiguous()]
+    for parameter in changed:
+        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        for parameter in changed:
+            parameter.data = parameter.data.contiguous()

@@ -1,0 +1,100 @@
+"""Every hyper-parameter of a training run, checked when it is given."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pathsum.data import Split, steps_per_epoch
+from pathsum.errors import PathsumError
+
+DEFAULT_STEPS = 1000
+FREE = ("threads", "tensorboard", "checkpoint_every")  # may differ on resuming: they leave the rows alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What one training run and `pathsum train` have in common; the paper's values where it gives them."""
+
+    steps: int | None = None
+    """Optimizer steps; 1000 where neither steps nor epochs are given."""
+    epochs: float | None = None
+    """Passes over the training images, instead of steps; fractions are fine."""
+    batch_size: int = 64
+    """Images in a batch."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum, or AdamW; the learning rate is constant."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 0.0
+    """Weight decay of either optimizer."""
+    augment: bool = True
+    """Random crops, and mirrored images where the data allow it."""
+    crop_pad: int | None = None
+    """Pixels of black border from which crops are cut; by default an eighth of the image, 4 at 32×32."""
+    crop_scale: tuple[float, float] | None = None
+    """Also enlarge a random box of this share of the area, such as 0.6 1.0."""
+    val_size: int = 0
+    """Training images held out for validation; accuracy is then also reported at the best validation."""
+    eval_every: int | None = None
+    """Steps between evaluations; by default ten evaluations a run."""
+    eval_batch_size: int = 250
+    """Images in a batch of an evaluation; changes nothing but speed and memory."""
+    seed: int = 0
+    """Seed of the batches' order, of augmentation, and of dropout."""
+    divergence_window: int = 50
+    """Steps for which the loss must stay above its start, without falling, to count as diverged."""
+    frozen_window: int = 100
+    """Steps in which no weight moves, or the evaluation loss does not, that count as frozen."""
+    frozen_tolerance: float = 1e-5
+    """Relative change of the evaluation loss that counts as none."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints; by default one every 30 seconds."""
+    tensorboard: bool = False
+    """Also write the rows for TensorBoard."""
+    threads: int | None = None
+    """CPU threads; by default PyTorch's setting is left alone."""
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise PathsumError(f"steps={self.steps} and epochs={self.epochs}: give one of them, not both")
+        least = {
+            "steps": 1, "batch_size": 1, "val_size": 0, "eval_every": 1, "eval_batch_size": 1,
+            "divergence_window": 2, "frozen_window": 1, "checkpoint_every": 1, "threads": 1, "crop_pad": 0,
+        }  # fmt: skip
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise PathsumError(f"{name} is {value}, expected {bound} or more")
+        if self.epochs is not None and not 0 < self.epochs < math.inf:
+            raise PathsumError(f"epochs is {self.epochs}, expected a positive number")
+        if self.optimizer not in ("sgd", "adamw"):
+            raise PathsumError(f"optimizer is {self.optimizer!r}, expected 'sgd' or 'adamw'")
+        for name in ("momentum", "weight_decay", "frozen_tolerance"):
+            value, limit = getattr(self, name), 1 if name == "momentum" else math.inf
+            if not 0 <= value < limit:
+                raise PathsumError(f"{name} is {value}, expected 0 <= {name} < {limit}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainOptions):
+    """Every hyper-parameter of one training run, as JSON can hold it.
+
+    >>> TrainConfig(lr=0.1, steps=300).optimizer
+    'sgd'
+    """
+
+    lr: float = 0.1
+    """Learning rate, constant."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.lr < math.inf:
+            raise PathsumError(f"lr is {self.lr}, expected a finite number, 0 or more")
+
+    def num_steps(self, split: Split) -> int:
+        """How many optimizer steps this asks for on `split`."""
+        if self.epochs is not None:
+            return max(1, round(self.epochs * steps_per_epoch(split, self.batch_size)))
+        return self.steps or DEFAULT_STEPS
