@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import warnings
 
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from . import expansion, language, spectrum
+from . import expansion, jets, language, spectrum
 from .timing import save
 
-THEMES = {"expansion": expansion.bench, "spectrum": spectrum.bench, "language": language.bench}
+THEMES = {"expansion": expansion.bench, "spectrum": spectrum.bench, "language": language.bench, "jets": jets.bench}
 
 
 def show(found: list[dict]) -> None:
-    table = Table("case", "side", "ms", "× against")
-    for row in pd.DataFrame(found).itertuples():
-        table.add_row(row.case, row.side, f"{1e3 * row.seconds:.1f}", f"{row.ratio:.2f} × {row.against}")
+    rest = [name for name in ("error",) if name in found[0]]
+    table = Table("case", "side", "ms", "× against", *rest)
+    for row in found:
+        extra = ["–" if row[name] is None else f"{row[name]:.2g}" for name in rest]
+        table.add_row(
+            row["case"], row["side"], f"{1e3 * row['seconds']:.1f}", f"{row['ratio']:.2f} × {row['against']}", *extra
+        )
     Console().print(table)
 
 

@@ -52,7 +52,7 @@ def randomize(net: nn.Module, generator: torch.Generator) -> nn.Module:
             uniform(module.running_var, 0.5, 2)
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.RMSNorm):
             uniform(module.weight, 0.5, 1.5)
-        if getattr(module, "bias", None) is not None:
+        if isinstance(getattr(module, "bias", None), nn.Parameter):
             normal(module.bias, 0, 0.2)
     return net
 

@@ -21,6 +21,7 @@ from pathsum.errors import CheckpointError, DataError, NoJoinsError, OutputError
 from pathsum.inspect import inspect
 from pathsum.resolve import resolve
 from pathsum.runs import save_model
+from pathsum.tasks import CLASSES
 
 MODEL = """
 import torch
@@ -47,6 +48,12 @@ def maps():
         def forward(self, x):
             return x
     return Maps()
+
+def counts():
+    class Counts(ResidualTower):
+        def forward(self, x):
+            return super().forward(x).argmax(1)
+    return Counts(depth=2, width=4, in_channels=1, encoder="conv3x3", seed=0)
 
 def broken():
     raise RuntimeError("no such file")
@@ -119,7 +126,7 @@ def words(accuracy: list[float], whole: float, *, longer: bool = False) -> str:
     from pathsum.explain import enough
 
     lengths = pd.DataFrame({"accuracy": accuracy})
-    result = SimpleNamespace(branches=[None] * 4, lengths=lengths, accuracy=whole, longer=longer)
+    result = SimpleNamespace(branches=[None] * 4, lengths=lengths, value=whole, longer=longer, task=CLASSES)
     return enough(result)
 
 
@@ -139,11 +146,18 @@ def test_chunks_change_nothing(tower, digits):
         pd.testing.assert_frame_equal(getattr(one, name), getattr(many, name), rtol=1e-9)
 
 
-def test_labels_beyond_the_classes(tower, digits):
+def test_labels_that_are_not_the_classes(tower, digits):
+    """No accuracy then, and it says so; what is compared instead is the choice of the whole network."""
     many = tuple(str(k) for k in range(15))
-    wrong = replace(digits, classes=many, test=Split(digits.test.images, digits.test.labels + 5))
-    with pytest.raises(DataError, match=r"labels 5\.\.14, but ResidualTower has 10 classes \(0\.\.9\)"):
-        inspect(tower, wrong)
+    other = replace(digits, classes=many, test=Split(digits.test.images, digits.test.labels + 5))
+    result = inspect(tower, other, order=2)
+    assert result.accuracy is None
+    assert result.scores == {"agreement": 1.0}
+    assert "There is no accuracy: the network has 10 classes, and they are not the 15 of digits." in result.notes[-1]
+    x = normalize(digits.test.images, digits.mean, digits.std)
+    choices = ps.spectrum(tower, x).terms.cumsum(0).argmax(2)
+    expected = (choices == tower(x).argmax(1)).double().mean(1)
+    np.testing.assert_allclose(result.lengths["agreement"], expected)
 
 
 def test_a_diverged_network_is_refused(tower, digits):
@@ -278,9 +292,9 @@ def test_overwrite_replaces_only_its_own(here, capsys):
     ("options", "message"),
     [
         (["nets.py:plain", "--data", "digits"], r"Sequential has no residual joins"),
-        (["nets.py:few", "--data", "digits"], r"digits has labels 0\.\.9, but ResidualTower has 3 classes"),
         (["nets.py:colored", "--data", "digits"], r"cannot take digits's images of shape \(1, 8, 8\).*--data"),
-        (["nets.py:maps", "--data", "digits"], r"expected class scores \(2, classes\)"),
+        (["nets.py:maps", "--data", "digits"], r"Maps has no residual joins"),
+        (["nets.py:counts", "--data", "digits"], r"returns torch\.int64 of shape \(2,\) for 2 samples.*--output"),
         (["nets.py:tower"], r"tower does not say what it was trained on.*--data"),
         (["nets.py:tower", "--data", "nowhere/x.parquet"], r"nowhere/x\.parquet"),
         (["nets.py:tower", "--data", "digits", "--mean", "1", "2"], r"--mean has 2 values, but digits has 1 channels"),
@@ -326,7 +340,7 @@ def test_no_joins_by_call(digits):
 @pytest.mark.data
 def test_a_model_nobody_here_trained(shared, tmp_path, capsys):
     """The whole command on a CIFAR ResNet from elsewhere, through a file, in another process."""
-    source = Path(__file__).with_name("architectures.py")
+    source = Path(__file__).parent / "architectures" / "resnets.py"
     weights = shared / "models" / "cifar10-resnet" / "resnet20.safetensors"
     (tmp_path / "nets.py").write_text(
         "import importlib.util\n"

@@ -7,6 +7,7 @@ from .anatomy import anatomy
 from .coefficients import Space
 from .errors import PathsumError
 from .expansion import Expansion, Verdict, expand
+from .jets import jet
 from .knobs import Knobs, knobs
 from .nets import ResidualMLP, ResidualTower, affine_base
 from .paths import path_counts, path_energy
@@ -35,6 +36,7 @@ __all__ = [  # noqa: RUF022  (grouped by what one does with the knobs)
     "expand",
     "Expansion",
     "Verdict",
+    "jet",
     "spectrum",
     "Spectrum",
     "Series",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+LARGE = 1 << 15  # numbers in a pair of coefficients from which each is multiplied on its own
 
 
 @dataclass(frozen=True)
@@ -15,17 +17,23 @@ class Space:
     """Which series are kept: powers 0..order; with `overflow` the last slot sums every higher power too.
 
     With `carry` each series has beside its coefficients the value of the same tensor at the λ in force, `.actual`, so
-    that one run gives orders and output: convolutions take it along as one more sample.
+    that one run gives orders and output: convolutions take it along as one more sample. `recompute` names what gated
+    semantics does not freeze but computes from the paths so far: "norm", "attention" (`rules/recompute.py`).
     """
 
     order: int
     gated: bool = False
     overflow: bool = False
     carry: bool = False
+    recompute: frozenset[str] = frozenset()
 
     @property
     def slots(self) -> int:
         return self.order + 1
+
+    def upto(self, slots: int) -> Space:
+        """This space with so many slots."""
+        return replace(self, order=slots - 1)
 
 
 def needs_grad(*tensors: Any) -> bool:
@@ -71,6 +79,11 @@ def cauchy(a: Tensor, b: Tensor, space: Space, product: Callable[[Tensor, Tensor
     `product` is to broadcast over the order axis, as mul and matmul do.
     """
     m = min(a.shape[0] + b.shape[0] - 1, space.slots)
+    plain = not (torch.is_grad_enabled() and needs_grad(a, b))
+    if product is torch.mul and plain and a[0].numel() + b[0].numel() >= LARGE:
+        return _square_large(a, m) if a is b else _multiply(a, b, m)
+    if product is torch.matmul and min(len(a), len(b)) > 1 and min(a.ndim, b.ndim) > 2:
+        return _matmul(a, b, m)
     if b.shape[0] < a.shape[0]:
         return cauchy(b, a, space, lambda x, y: product(y, x)) if product is not torch.mul else cauchy(b, a, space)
     if product is torch.mul and a is b:
@@ -87,10 +100,80 @@ def cauchy(a: Tensor, b: Tensor, space: Space, product: Callable[[Tensor, Tensor
     return out
 
 
+def _multiply(a: Tensor, b: Tensor, m: int) -> Tensor:
+    """The elementwise product of large coefficients, each finished while it is in the processor's cache."""
+    if a.shape[1:] == b.shape[1:] and a.dtype == b.dtype:
+        out = empty_for(m, a, b)
+    else:
+        shape = torch.broadcast_shapes(a.shape[1:], b.shape[1:])
+        out = torch.empty((m, *shape), dtype=torch.promote_types(a.dtype, b.dtype), device=a.device)
+    left, right = a.unbind(0), b.unbind(0)
+    for k, out_k in enumerate(out.unbind(0)):
+        low, high = max(0, k - len(right) + 1), min(k, len(left) - 1)
+        torch.mul(left[low], right[k - low], out=out_k)
+        for i in range(low + 1, high + 1):
+            out_k.addcmul_(left[i], right[k - i])
+    return out
+
+
+def fits(a: Tensor, b: Tensor, space: Space) -> bool:
+    """Whether a·b has the shape and type of a."""
+    m = min(a.shape[0] + b.shape[0] - 1, space.slots)
+    same = a.dtype == b.dtype and a.shape[0] == m
+    return same and torch.broadcast_shapes(a.shape[1:], b.shape[1:]) == a.shape[1:]
+
+
+def multiply_into(a: Tensor, b: Tensor) -> Tensor:
+    """`cauchy(a, b)` in the memory of a, which `fits`, from the highest order down."""
+    m = a.shape[0]
+    left, right = a.unbind(0), b.unbind(0)
+    for k in range(m - 1, -1, -1):
+        left[k].mul_(right[0])
+        for i in range(max(0, k - len(right) + 1), k):
+            left[k].addcmul_(left[i], right[k - i])
+    return a
+
+
+def _square_large(a: Tensor, m: int) -> Tensor:
+    """As `_multiply`, each mixed product once, doubled."""
+    out, left = empty_for(m, a, a), a.unbind(0)
+    for k, out_k in enumerate(out.unbind(0)):
+        low, half = max(0, k - len(left) + 1), k // 2
+        for i in range(low, (k + 1) // 2):
+            if i == low:
+                torch.mul(left[i], left[k - i], out=out_k)
+            else:
+                out_k.addcmul_(left[i], left[k - i])
+        if k % 2:
+            out_k.mul_(2)
+        elif low == half:
+            torch.mul(left[half], left[half], out=out_k)
+        else:
+            out_k.mul_(2).addcmul_(left[half], left[half])
+    return out
+
+
+def _matmul(a: Tensor, b: Tensor, m: int) -> Tensor:
+    """Σ_{i+j=k} a_i b_j as one product a k, of the a_i side by side with the b_{k−i} one below the other."""
+    ndim = max(a.ndim, b.ndim) - 1
+    a, b = align(a, ndim), align(b, ndim)
+    inner = b.shape[-2]
+    wide = torch.cat(a.unbind(0), -1)
+    tall = torch.cat(b.unbind(0)[::-1], -2)
+    out = []
+    for k in range(m):
+        low, high = max(0, k - len(b) + 1), min(k, len(a) - 1)
+        top = len(b) - 1 - (k - low)
+        out.append(
+            wide[..., low * inner : (high + 1) * inner] @ tall[..., top * inner : (top + high - low + 1) * inner, :]
+        )
+    return torch.stack(out)
+
+
 def _square(a: Tensor, m: int) -> Tensor:
     """[a²]_k for k < m: each mixed product once, doubled."""
     out = 2 * a[:1] * a[:m]
-    out[0] *= 0.5
+    out[0].mul_(0.5)
     out = pad(out, m)
     for i in range(1, min(a.shape[0], (m + 1) // 2)):
         out[2 * i].addcmul_(a[i], a[i])
@@ -105,7 +188,7 @@ def shift(c: Tensor, space: Space) -> Tensor:
     m = min(len(c) + 1, space.slots)
     out = torch.cat([torch.zeros_like(c[:1]), c[: m - 1]])
     if space.overflow and len(c) == space.slots:
-        out[-1] += c[-1]
+        out[-1].add_(c[-1])
     return out
 
 
@@ -172,6 +255,7 @@ def has_zero(sign: Tensor) -> bool:
 
 def lex_sign(c: Tensor) -> Tensor:
     """Sign of the first nonzero coefficient: the sign of the series for t → 0⁺."""
+    c = c.detach()
     sign = c[0].sign()
     for k in range(1, c.shape[0]):
         if not has_zero(sign):

@@ -176,7 +176,8 @@ def expand(
 
     net: a model with knobs, or any residual model (it gets knobs on the first chunk). inputs, kwargs: as the model
     takes them. lam: λ to expand for (default: that in force); one value, or one a branch. chunk_size: samples at a
-    time, which bounds memory. Results are detached; for gradients run `net(x, lam=Series.variable(order))`.
+    time, which bounds memory. Results are detached; for gradients run `net(x, lam=Series.variable(order))`. Autocast
+    is off inside: everything is computed in the precision of the weights and inputs.
     Raises `ModeError` in train mode (BatchNorm, dropout), `MissingRuleError` for a function without a series rule,
     `LambdaError` for a wrong λ. Reference: Dherin and Munn, "On residual network depth", arXiv 2510.03470.
 

@@ -11,9 +11,10 @@ from pathsum import figures, page
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pathsum.inspect import Inspection
+    from pathsum.inspection import Inspection
+    from pathsum.tasks import Task
 
-PERCENT = ("share", "accuracy")
+PERCENT = ("share", "accuracy", "agreement")
 MOST_ROWS = 24  # of a table on the terminal
 VERDICTS = {
     "converged": "the orders add up to the network: a few terms of the expansion are the network",
@@ -26,10 +27,13 @@ VERDICTS = {
 def show(result: Inspection) -> None:
     """Print everything but the figures."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(highlight=False)
-    console.print(f"\n[bold]{result.name}[/bold]: {result.about}")
-    console.print(f"{headline(result)}\n")
+    console.print(f"\n[bold]{escape(result.name)}[/bold]: {escape(result.about)}")
+    for note in result.notes:
+        console.print(escape(note))
+    console.print(f"{escape(headline(result))}\n")
     grid(console, "Residual branches: skip + λ·branch", shown(result.branches))
     grid(console, f"Expansion in λ: {result.verdict} ({result.verdict.reason})", shown(result.orders))
     bound = "at least " if result.is_bound else ""
@@ -74,27 +78,48 @@ def headline(result: Inspection) -> str:
     """The result in two sentences."""
     n = len(result.branches)
     bound = "at least " if result.is_bound else ""
+    task = result.task
+    claim = task.claim.format(
+        value=result.value,
+        num=result.num_samples,
+        rows=result.num_rows,
+        data=result.data,
+        samples=task.samples if result.num_samples != 1 else task.sample,
+    )
+    if "loss" in result.scores:
+        claim += f" (cross-entropy {result.scores['loss']:.3g} nats, perplexity {perplexity(result)})"
     first = (
-        f"{result.accuracy:.2%} of {result.num_samples:,} test images of {result.data} are classified correctly "
-        f"through {n} residual blocks, but the mean path is {bound}{result.mean_length:.2g} blocks long."
+        f"{claim} through {n} residual blocks, but the mean path is {bound}{result.mean_length:.2g} blocks long."
         if result.mean_length < n / 2
-        else f"{result.accuracy:.2%} of {result.num_samples:,} test images of {result.data} are classified correctly; "
-        f"the mean path passes {bound}{result.mean_length:.2g} of {n} residual blocks."
+        else f"{claim}; the mean path passes {bound}{result.mean_length:.2g} of {n} residual blocks."
     )
     return f"{first} {enough(result)}"
 
 
+def perplexity(result: Inspection) -> str:
+    """exp(loss): among how many equally likely tokens the network is, as it were, undecided."""
+    import math
+
+    loss = result.scores["loss"]
+    return page.number(math.exp(loss) if loss < 700 else math.inf)
+
+
 def enough(result: Inspection) -> str:
-    """How long paths must be for the accuracy of the network, less a point."""
-    reach = (result.lengths["accuracy"] >= result.accuracy - 0.01).to_numpy()
+    """How long paths must be for the score of the network, less a point."""
+    score = result.task.lead
+    if score.name == "accuracy" and result.value <= 0.02:
+        return "With so few right answers, parts of it cannot be told from the whole by their accuracy."
+    reach = (result.lengths[score.name] >= result.value - 0.01).to_numpy()
     lasting = reach[::-1].cumprod()[::-1].astype(bool)  # from here on, for good
     at = int(lasting.argmax())
     n = len(result.branches)
     if (result.longer and at == len(reach) - 1) or at >= n:
-        return "Its accuracy needs paths of every length: leaving out the longest loses more than one point."
+        return score.needs
     paths = f"Paths through at most {at} of the {n} blocks" if at else "The path that skips every block"
-    reached = result.lengths["accuracy"].iloc[at]
-    return f"{paths} alone reach{'' if at else 'es'} {reached:.1%}, the whole network {result.accuracy:.1%}."
+    reached = float(result.lengths[score.name].iloc[at])
+    ending = {"s": "", "es": ""} if at else {"s": "s", "es": "es"}
+    does = score.reach.format(**ending, reached=reached, whole=result.value, samples=result.task.samples)
+    return f"{paths} {does}."
 
 
 def sections(result: Inspection, folder: Path) -> list[str]:
@@ -104,24 +129,30 @@ def sections(result: Inspection, folder: Path) -> list[str]:
     tables.mkdir(parents=True, exist_ok=True)
     for name in ("branches", "orders", "lengths"):
         getattr(result, name).to_csv(tables / f"{name}.csv", index=False)
-    accuracy = figures.draw(
-        lambda ax: figures.accuracy_by_length(ax, result.lengths, result.accuracy), art, "accuracy-by-length"
+    task = result.task
+    panels = len(task.scores)
+    scores = figures.draw(
+        lambda *axes: figures.scores_by_length(axes, result.lengths, task, result.scores),
+        art,
+        f"{task.lead.name}-by-length",
+        columns=panels,
+        size=(7.6 if panels == 1 else 4.8 * panels, 3.6),
     )
     share = figures.draw(
-        lambda ax: figures.share_by_length(ax, result.lengths, result.mean_length), art, "path-lengths"
+        lambda ax: figures.share_by_length(ax, result.lengths, result.mean_length, task.lead.name), art, "path-lengths"
     )
     orders = figures.draw(
-        lambda left, right: figures.orders(left, right, result.orders, result.accuracy, result.verdict),
+        lambda *axes: figures.orders(axes, result.orders, task, result.scores, result.verdict),
         art,
         "orders",
-        columns=2,
-        size=(9.6, 3.9),
+        columns=1 + panels,
+        size=(9.6 if panels == 1 else 3.9 * (1 + panels), 3.9),
     )
-    samples = figures.draw(lambda ax: figures.sample_lengths(ax, result.sample_lengths), art, "images")
+    samples = figures.draw(lambda ax: figures.sample_lengths(ax, result.sample_lengths, task), art, task.samples)
     return [
         page.facts(
             {
-                "test accuracy": f"{result.accuracy:.2%}",
+                **first_facts(result),
                 "residual blocks": str(n),
                 "mean path length": f"{'≥ ' if result.is_bound else ''}{result.mean_length:.2g} blocks",
                 "orders in λ": str(result.verdict),
@@ -132,12 +163,13 @@ def sections(result: Inspection, folder: Path) -> list[str]:
         page.paragraph(
             f"Each of the {n} residual blocks adds its branch to what passes by it, so the output is a sum over "
             f"all 2{superscript(n)} ways through the network: each block is either passed or skipped. Grouped by the "
-            "number of blocks passed, the parts add up to the output exactly."
+            "number of blocks passed, the parts add up to the output exactly. A block is one residual branch: a layer "
+            "of a transformer mostly has two, attention and MLP."
         ),
         page.figure(
-            accuracy,
-            "Test accuracy if only paths through at most so many blocks are summed; the dashed line is the whole "
-            f"network. {enough(result)}",
+            scores,
+            f"{capital(' and '.join(score.label for score in task.scores))} if only paths through at most so many "
+            f"blocks are summed; the dashed line is the whole network. {enough(result)}",
         ),
         page.figure(
             share,
@@ -145,7 +177,7 @@ def sections(result: Inspection, folder: Path) -> list[str]:
         ),
         page.figure(
             samples,
-            f"The mean path length of each image. {about_samples(result)}",
+            f"The mean path length of each {task.sample}. {about_samples(result)}",
         ),
         page.heading("How much of it is in the first orders?"),
         page.paragraph(
@@ -155,24 +187,47 @@ def sections(result: Inspection, folder: Path) -> list[str]:
         ),
         page.figure(
             orders,
-            "Left: size of each order, and what is left out after it, relative to the output; right: accuracy of the "
-            f"orders so far. Verdict {result.verdict}: {VERDICTS[result.verdict]} ({result.verdict.reason}).",
+            "Left: size of each order, and what is left out after it, relative to the output; then: "
+            f"{' and '.join(score.name for score in task.scores)} of the orders so far. Verdict {result.verdict}: "
+            f"{VERDICTS[result.verdict]} ({result.verdict.reason}).",
         ),
         page.heading("The numbers"),
-        page.details("Path lengths", page.table(shown(busy(result.lengths)), LENGTHS_CAPTION)),
-        page.details("Orders in λ", page.table(shown(result.orders), ORDERS_CAPTION)),
+        page.details("Path lengths", page.table(shown(busy(result.lengths)), lengths_caption(task))),
+        page.details("Orders in λ", page.table(shown(result.orders), orders_caption(task))),
         page.details("Residual branches", page.table(result.branches, "Each join is skip + λ·branch.")),
     ]
 
 
-LENGTHS_CAPTION = (
-    "paths: how many of this length there are; norm: of their sum, relative to the output; share: of the squared "
-    "norms; accuracy: of all paths up to this length."
-)
-ORDERS_CAPTION = (
-    "norm: of this order with its power of λ, relative to the output; remainder: what the orders so far leave out; "
-    "accuracy: of the orders so far."
-)
+def first_facts(result: Inspection) -> dict[str, str]:
+    """The network's own score, or that there is none."""
+    if "loss" in result.scores:
+        return {result.task.lead.label: f"{result.value:.2%}", "perplexity": perplexity(result)}
+    return {"accuracy": "–"} if result.accuracy is None else {result.task.lead.label: f"{result.accuracy:.2%}"}
+
+
+def capital(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
+def meanings(task: Task, of: str) -> str:
+    """What the columns of the scores hold."""
+    text = "".join(f"; {score.name}: {score.label}, {of}" for score in task.scores)
+    return text + ("; perplexity: exp(loss)" if any(score.name == "loss" for score in task.scores) else "") + "."
+
+
+def lengths_caption(task: Task) -> str:
+    return (
+        "paths: how many of this length there are; norm: of their sum, relative to the output; share: of the squared "
+        f"norms{meanings(task, 'of all paths up to this length')}"
+    )
+
+
+def orders_caption(task: Task) -> str:
+    return (
+        "norm: of this order with its power of λ, relative to the output; remainder: what the orders so far leave out"
+        f"{meanings(task, 'of the orders so far')}"
+    )
 
 
 def about_share(result: Inspection) -> str:
@@ -187,13 +242,13 @@ def about_share(result: Inspection) -> str:
 
 
 def about_samples(result: Inspection) -> str:
-    """How much images differ."""
+    """How much samples differ."""
     import numpy as np
 
     low, middle, high = np.quantile(result.sample_lengths, [0.05, 0.5, 0.95])
     spread = "differ in depth" if high - low > 0.1 * middle else "hardly differ in depth"
     return (
-        f"To this network images {spread}: nine in ten lie between {low:.3g} and {high:.3g} blocks, "
+        f"To this network {result.task.samples} {spread}: nine in ten lie between {low:.3g} and {high:.3g} blocks, "
         f"half of all below {middle:.3g}."
     )
 
@@ -215,13 +270,14 @@ def publish(
         html = page.page(
             f"{result.name} as a sum over paths",
             page.paragraph(headline(result), "lead"),
-            page.paragraph(result.about, "soft"),
+            page.paragraph(f"{result.about}. {' '.join(result.notes)}".strip(), "soft"),
             *sections(result, folder),
             page.heading("How this was made"),
             page.settings(record),
         )
         (folder / "report.html").write_text(html, encoding="utf-8")
-        numbers = {key: getattr(result, key) for key in ("name", "about", "data", "num_samples", "accuracy")}
+        names = ("name", "about", "notes", "data", "num_samples", "num_rows", "accuracy", "scores")
+        numbers = {key: getattr(result, key) for key in names}
         paths = {key: getattr(result, key) for key in ("mean_length", "conservation", "longer")}
         verdict = {"verdict": str(result.verdict), "reason": result.verdict.reason}
         write_json(folder / marker, {**page.jsonable(record), "result": {**numbers, **paths, **verdict}})

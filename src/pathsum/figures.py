@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from pathsum.tasks import Score, Task
+
 # Okabe & Ito (2008): told apart with every common color blindness, in print and on a dark page.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 FAILURES = {"diverged": "x", "frozen": "v"}  # the mark of a run that did not finish
@@ -100,29 +102,42 @@ def themed(svg: str) -> str:
     return svg.strip()
 
 
-def accuracy_by_length(ax: Axes, lengths: pd.DataFrame, accuracy: float) -> None:
-    """Accuracy of paths up to each length, and of the whole network."""
-    ax.plot(range(len(lengths)), 100 * lengths["accuracy"], "o-", color=PALETTE[0], label="paths up to this length")
-    ax.axhline(100 * accuracy, color=PALETTE[1], ls="--", lw=1.5, label=f"whole network, {accuracy:.1%}")
-    ax.set(xlabel="longest path allowed (residual blocks passed)", ylabel="test accuracy (%)", ylim=(0, 102))
-    name_lengths(ax, lengths)
-    ax.legend(loc="best")
+def scores_by_length(axes: Sequence[Axes], lengths: pd.DataFrame, task: Task, whole: Mapping[str, float]) -> None:
+    """Each score of paths up to each length, and of the whole network."""
+    for ax, score in zip(axes, task.scores, strict=True):
+        score_by(ax, range(len(lengths)), lengths, score, whole[score.name], "paths up to this length")
+        ax.set(xlabel="longest path allowed (residual blocks passed)")
+        name_lengths(ax, lengths, task.lead.name)
+        ax.legend(loc="best")
 
 
-def share_by_length(ax: Axes, lengths: pd.DataFrame, mean_length: float) -> None:
+def score_by(ax: Axes, x: Any, table: pd.DataFrame, score: Score, whole: float, label: str) -> None:
+    """A score of partial sums, and of the whole network as a dashed line."""
+    scale, unit, text = (100, " (%)", f"{whole:.1%}") if score.percent else (1, "", f"{whole:.3g}")
+    values = scale * table[score.name]
+    ax.plot(x, values, "o-", color=PALETTE[0], label=label)
+    ax.axhline(scale * whole, color=PALETTE[1], ls="--", lw=1.5, label=f"whole network, {text}")
+    ax.set(ylabel=f"{score.label}{unit}")
+    if score.name == "loss":
+        log_axis(ax.yaxis)
+    else:
+        ax.set_ylim(min(0.0, float(values.min())), 1.02 * scale)
+
+
+def share_by_length(ax: Axes, lengths: pd.DataFrame, mean_length: float, score: str) -> None:
     """Share of each path length in the energy of the output's parts."""
     ax.bar(range(len(lengths)), 100 * lengths["share"], color=PALETTE[0], width=0.8)
     ax.axvline(mean_length, color=PALETTE[1], ls="--", lw=1.5, label=f"mean length {mean_length:.2g} blocks")
     ax.set(xlabel="path length (residual blocks passed)", ylabel="share of energy (%)")
     ax.grid(axis="x", visible=False)
-    name_lengths(ax, lengths)
+    name_lengths(ax, lengths, score)
     ax.legend(loc="upper right")
 
 
-def name_lengths(ax: Axes, lengths: pd.DataFrame) -> None:
-    """Ticks with the names of the lengths, the last of which may be ">32"; a far tail of nothing is cut."""
-    whole = lengths["accuracy"].iloc[-1]
-    busy = (lengths["share"] > 1e-4) | (lengths["accuracy"] != whole)
+def name_lengths(ax: Axes, lengths: pd.DataFrame, score: str) -> None:
+    """The names of the lengths, the last of which may be ">32"; a far tail that carries and changes nothing is cut."""
+    settled = (lengths[score] - lengths[score].iloc[-1]).abs() < 1e-6
+    busy = (lengths["share"] > 1e-4) | ~settled
     last = min(len(lengths) - 1, max(int(busy.to_numpy().nonzero()[0].max(initial=0)) + 3, 5))
     every = max(1, -(-last // 12))
     ticks = list(range(0, last + 1, every))
@@ -130,42 +145,39 @@ def name_lengths(ax: Axes, lengths: pd.DataFrame) -> None:
     ax.set_xlim(-0.6, last + 0.6)
 
 
-def orders(left: Axes, right: Axes, table: pd.DataFrame, accuracy: float, verdict: str) -> None:
-    """Sizes of the orders and what they leave out, beside the accuracy of the partial sums."""
-    error_by_order(left, table, verdict)
-    accuracy_by_order(right, table, accuracy)
+def orders(axes: Sequence[Axes], table: pd.DataFrame, task: Task, whole: Mapping[str, float], verdict: str) -> None:
+    """Sizes of the orders and what they leave out, beside the scores of the partial sums."""
+    columns = 2 if len(axes) < 3 else 1
+    error_by_order(axes[0], table, verdict, columns)
+    for ax, score in zip(axes[1:], task.scores, strict=True):
+        score_by(ax, table["order"], table, score, whole[score.name], "orders 0 to k")
+        ax.set(xlabel="order k in λ", title=f"{score.name.capitalize()} of the partial sum")
+        ax.set_xticks(table["order"])
+        legend_below(ax, columns)
 
 
-def error_by_order(ax: Axes, orders: pd.DataFrame, verdict: str) -> None:
+def error_by_order(ax: Axes, orders: pd.DataFrame, verdict: str, columns: int) -> None:
     """What the partial sums of the expansion leave out, beside the size of each order."""
     ax.bar(orders["order"], orders["norm"], color=PALETTE[5], width=0.7, label="size of this order")
     ax.plot(orders["order"], orders["remainder"], "o-", color=PALETTE[1], label="left out after it")
     ax.set(xlabel="order k in λ", ylabel="relative to the output", yscale="log", title=f"Orders: {verdict}")
     ax.set_xticks(orders["order"])
     ax.grid(axis="x", visible=False)
-    legend_below(ax)
+    legend_below(ax, columns)
 
 
-def accuracy_by_order(ax: Axes, orders: pd.DataFrame, accuracy: float) -> None:
-    """Accuracy of the partial sums of the expansion."""
-    ax.plot(orders["order"], 100 * orders["accuracy"], "o-", color=PALETTE[0], label="orders 0 to k")
-    ax.axhline(100 * accuracy, color=PALETTE[1], ls="--", lw=1.5, label=f"whole network, {accuracy:.1%}")
-    ax.set(xlabel="order k in λ", ylabel="test accuracy (%)", ylim=(0, 102), title="Accuracy of the partial sum")
-    ax.set_xticks(orders["order"])
-    legend_below(ax)
-
-
-def legend_below(ax: Axes) -> None:
+def legend_below(ax: Axes, columns: int) -> None:
     """The legend under the axis, where it covers nothing."""
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns)
 
 
-def sample_lengths(ax: Axes, lengths: np.ndarray) -> None:
-    """How the mean path length differs between images."""
+def sample_lengths(ax: Axes, lengths: np.ndarray, task: Task) -> None:
+    """How the mean path length differs between samples."""
     from matplotlib.ticker import MaxNLocator
 
     ax.hist(lengths, bins=min(30, max(5, len(lengths) // 8)), color=PALETTE[0], edgecolor="#ffffff", linewidth=0.5)
-    ax.set(xlabel="mean path length of an image (residual blocks)", ylabel="number of images")
+    article = "an" if task.sample[0] in "aeiou" else "a"
+    ax.set(xlabel=f"mean path length of {article} {task.sample} (residual blocks)", ylabel=f"number of {task.samples}")
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(axis="x", visible=False)
 

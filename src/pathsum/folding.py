@@ -3,78 +3,80 @@
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import nn
 
-from .care import tensors_in, untouched
-from .errors import PathsumError, ProbeError
-from .knobs import Knobs
-from .sites import Branch
+from .care import check_same, untouched
+from .errors import PathsumError
+from .knobs import Knobs, own_scale
+from .sites import Branch, End
 
-TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 1e-5,
-}  # rounding of one multiplication more or less a branch
+# Each weight is rounded once more; a deep network carries its roundings on, as it does its own.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
 def fold(net: Knobs, inputs: tuple, kwargs: dict[str, Any]) -> nn.Module:
-    """A copy of `net.model` whose last linear layer of branch i is multiplied by λᵢ over the model's own scale."""
+    """A copy of `net.model` in which what ends branch i is multiplied by λᵢ over the model's own scale."""
     model = copy.deepcopy(net.model)
-    factors: dict[str, float] = {}
-    for branch, lam in zip(net.branches, net.lam.tolist(), strict=True):
-        name = last_layer(net, branch)
-        if branch.lam == 0:
-            if lam != 0:
-                raise PathsumError(
-                    f"branch {branch.name} is multiplied by 0 in the model itself, so λ={lam:.3g} cannot be folded "
-                    "into its weights: set the model's own scale instead"
-                )
-            factors[name] = 1.0
-            continue
-        factor = lam / branch.lam
-        if factors.setdefault(name, factor) != factor:
-            raise PathsumError(
-                f"layer '{name}' ends several branches, {branch.name} among them, with different λ: "
-                "one weight cannot hold both"
-            )
-    with torch.no_grad():
-        for name, factor in factors.items():
-            for parameter in model.get_submodule(name).parameters(recurse=False):
-                parameter.mul_(factor)
+    if net.branches:
+        changes = changes_of(net, own_scales(net, inputs, kwargs), [float(v) for v in net.lam.tolist()])
+        with torch.no_grad():
+            for end, (change, value) in changes.items():
+                place = model.get_parameter(end.parameter)
+                entry = place if end.entry is None else place.view(-1)[end.entry]
+                entry.fill_(value) if change == "set" else entry.mul_(value)
     if inputs or kwargs:
-        verify(net, model, inputs, kwargs)
+        check_same(net, model, inputs, kwargs, TOLERANCE, "the folded model")
     return model
 
 
-def last_layer(net: Knobs, branch: Branch) -> str:
-    """Qualified name of the linear layer whose output the join adds."""
-    name = branch.last
-    layer = net.model.get_submodule(name) if name else None
-    if isinstance(layer, nn.MultiheadAttention):
-        name, layer = f"{name}.out_proj", layer.out_proj
-    own = dict(layer.named_parameters(recurse=False)) if layer is not None else {}
-    shared = [
-        other
-        for other, module in net.model.named_modules()
-        if module is not layer and any(p is q for p in module.parameters(recurse=False) for q in own.values())
-    ]
-    if own and own.keys() <= {"weight", "bias"} and not shared:
-        return name
-    ends = f"in '{name}' ({type(layer).__name__}), " if layer is not None else ""
-    ties = f"; its weights are also those of '{shared[0]}'" if shared else ""
-    raise PathsumError(
-        f"branch {branch.name} ends {ends}not in a linear layer whose weights and result serve this branch alone"
-        f"{ties}: λ cannot be folded there; keep the knobs"
-    )
+def own_scales(net: Knobs, inputs: tuple, kwargs: dict[str, Any]) -> list[float]:
+    """The model's own scale of each branch: as a run on the inputs shows it, else as last known."""
+    if not inputs and not kwargs:
+        return [own_scale(net.model, b) for b in net.branches]
+    with torch.no_grad(), untouched(net.model):
+        return [float(v) for v in net.run(inputs, kwargs)[1]]
 
 
-def verify(net: Knobs, folded: nn.Module, inputs: tuple, kwargs: dict[str, Any]) -> None:
-    """The folded model must give what the knobs give."""
-    with torch.no_grad(), untouched(net.model), untouched(folded):
-        expected, got = net(*inputs, **kwargs), folded(*inputs, **kwargs)
-    for a, b in zip(tensors_in(expected), tensors_in(got), strict=True):
-        error = float((a - b).norm() / a.norm().clamp_min(torch.finfo(torch.float32).tiny))
-        if not error <= TOLERANCE.get(a.dtype, 1e-2):
-            raise ProbeError(f"the folded model differs from the knobs by {error:.2g} (relative): it was not folded")
+def changes_of(net: Knobs, own: list[float], lam: list[float]) -> dict[End, tuple[str, float]]:
+    """What to do with each parameter: set it, or multiply it."""
+    wanted: dict[End, list[tuple[str, float, Branch]]] = defaultdict(list)
+    for branch, mine, value in zip(net.branches, own, lam, strict=True):
+        if value == mine:
+            continue
+        if branch.scale is not None:
+            wanted[branch.scale].append(("set", value, branch))
+            continue
+        if mine == 0:
+            raise PathsumError(
+                f"branch {branch.name} is multiplied by 0 in the model itself, so λ={value:.3g} cannot be folded into "
+                "its weights: set the model's own scale instead"
+            )
+        if not branch.ends:
+            raise PathsumError(
+                f"λ of branch {branch.name} cannot be folded: it does not end in a linear map of its own, "
+                f"{branch.stuck}; keep the knobs"
+            )
+        for end in branch.ends:
+            wanted[end].append(("mul", value / mine, branch))
+    for end, uses in wanted.items():
+        check_uses(end, uses)
+    return {end: uses[0][:2] for end, uses in wanted.items()}
+
+
+def check_uses(end: End, uses: list[tuple[str, float, Branch]]) -> None:
+    """A parameter that several calls read can be changed only if all of them end branches that change alike."""
+    name = f"'{end.parameter}'" + ("" if end.entry is None else f"[{end.entry}]")
+    if len({u[:2] for u in uses}) > 1:
+        raise PathsumError(
+            f"{name} ends several branches, {uses[0][2].name} and {uses[-1][2].name} among them, that are to be scaled "
+            "differently: one weight cannot hold both"
+        )
+    if len(uses) != end.uses:
+        raise PathsumError(
+            f"λ of branch {uses[0][2].name} cannot be folded: {name} is read {end.uses} times in the model, and "
+            f"{len(uses)} of them end a branch that λ is to be written into; keep the knobs"
+        )

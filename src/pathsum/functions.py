@@ -19,30 +19,39 @@ def _functions(names: str) -> dict[Any, str]:
     return found
 
 
-ADDITIONS = _functions("add sub subtract") | {torch.Tensor.__rsub__: "rsub"}
+ADDITIONS = _functions("add sub subtract rsub") | {torch.Tensor.__rsub__: "rsub"}
 UNITS = _functions(
     "relu relu6 leaky_relu prelu rrelu elu selu celu gelu silu mish softplus tanh sigmoid logsigmoid hardtanh "
     "hardswish hardsigmoid hardshrink softshrink tanhshrink softsign threshold"
 )
-WEIGHTED = _functions(
+RECURRENT = _functions("lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
+WEIGHTED = RECURRENT | _functions(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear bilinear embedding embedding_bag "
     "multi_head_attention_forward"
 )
-PRODUCTS = _functions("matmul mm bmm addmm baddbmm einsum mul multiply div true_divide addcmul addcdiv __matmul__")
-NONLINEAR = UNITS | _functions(
-    "softmax log_softmax scaled_dot_product_attention multi_head_attention_forward exp log sqrt rsqrt pow abs square "
-    "sin cos erf reciprocal maximum minimum max min amax amin clamp clip topk sort argmax"
+MATRIX_PRODUCTS = _functions("matmul mm bmm addmm baddbmm einsum tensordot mv addmv __matmul__")
+PRODUCTS = MATRIX_PRODUCTS | _functions("mul multiply div true_divide addcmul addcdiv")
+NONLINEAR = (
+    UNITS
+    | RECURRENT
+    | _functions(
+        "softmax log_softmax scaled_dot_product_attention multi_head_attention_forward exp log sqrt rsqrt pow abs "
+        "square sin cos erf reciprocal maximum minimum max min amax amin clamp clip topk sort argmax"
+    )
 )
 NORMS = _functions("batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm")
-# Linear without a constant: a factor before is a factor behind.
-PASSING = _functions(
-    "dropout dropout1d dropout2d dropout3d contiguous clone view reshape flatten unflatten permute transpose squeeze "
-    "unsqueeze to float double"
+# The values stay as they are, in their order.
+STILL = _functions(
+    "dropout dropout1d dropout2d dropout3d contiguous clone view reshape flatten unflatten squeeze unsqueeze "
+    "to float double"
 )
+# Linear without a constant: a factor before is a factor behind.
+PASSING = STILL | _functions("permute transpose")
 FOLDABLE = NORMS | _functions(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear addmm multi_head_attention_forward"
 )
 SCALINGS = _functions("mul multiply")
+SHAPED_LIKE = _functions("expand_as view_as reshape_as type_as")  # of the second argument only shape or type count
 # Calls whose result is new memory, no view of an argument and no argument itself.
 FRESH = ADDITIONS | UNITS | NORMS | _functions("conv1d conv2d conv3d linear matmul mm bmm addmm pow mul multiply")
 ACTIVATION_MODULES = tuple(getattr(nn, name) for name in nn.modules.activation.__all__)
@@ -65,7 +74,7 @@ QUESTIONS = frozenset(
     for func in spellings(name)
 )
 IGNORED = frozenset(torch.overrides.get_ignored_functions()) - CARRIERS | QUESTIONS | {torch._C._set_grad_enabled}
-DATA_GETTERS = {getattr(torch.Tensor, n).__get__ for n in ("T", "mT", "H", "mH", "data", "real")}
+DATA_GETTERS = {getattr(torch.Tensor, n).__get__ for n in ("T", "mT", "H", "mH", "data", "real", "imag")}
 
 
 def ignored(func: Any) -> bool:

@@ -1,4 +1,4 @@
-"""`pathsum inspect`: what a trained network is as a sum over paths, measured on many samples in bounded memory."""
+"""`pathsum inspect`: from a word to a network, samples to look at it with, and a page."""
 
 from __future__ import annotations
 
@@ -7,65 +7,100 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pathsum.errors import DataError, PathsumError
+from pathsum.inspection import Inspection, inspect, measure, ready
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from torch import Tensor, nn
-
     from pathsum.data import Dataset
-    from pathsum.expansion import Verdict
+    from pathsum.data.text import Text, Tokenizer
     from pathsum.resolve import Target
+    from pathsum.tasks import Probe
+
+__all__ = ["MARKER", "InspectCommand", "Inspection", "inspect"]
 
 MARKER = "inspect.json"
-LENGTHS = 32  # path lengths shown one by one where --max-length is not given
+TEXT = (".txt", ".text", ".md", ".rst")
 
 
 @dataclass(frozen=True)
 class InspectCommand:
     """Explain a trained network by its paths.
 
-    Finds the residual branches of any network and prints: the branches; the accuracy; the expansion in λ order by
-    order, with what it leaves out and a verdict; how much of the output comes through how many blocks, and the
-    accuracy of paths up to each length. Writes the same as a page with figures (report.html), PNG, SVG and CSV.
+    Finds the residual branches of any network and prints: the branches; how good the network is; the expansion in λ
+    order by order, with what it leaves out and a verdict; how much of the output comes through how many blocks, and
+    how good paths up to each length are. Writes the same as a page with figures (report.html), PNG, SVG and CSV.
+
+    MODEL is one of:
+      FOLDER                a folder or .safetensors file that pathsum wrote
+      FILE.py:FUNCTION      the file is run; the function takes no arguments and returns a torch.nn.Module
+      hf:FOLDER, hf:NAME    a model of transformers, on disk or on its hub; safetensors only
+      torchvision:NAME      with random weights; @DEFAULT, or the name of its weights, for published ones
+      timm:NAME             likewise
+
+    Images are judged by their labels, where these are the network's classes. A language model is given a text file
+    and predicts next tokens, masked tokens or, with a decoder, second halves of sequences. Parts of an embedding are
+    compared with the whole. Numbers in brackets below are what is taken where an option is not given.
 
     Examples:
       pathsum inspect runs/tower
       pathsum inspect runs/tower --data digits --samples 100 --order 8
       pathsum inspect nets.py:resnet20 --weights resnet20.safetensors --data cifar10:data/cifar10 \\
           --mean .485 .456 .406 --std .229 .224 .225
+      pathsum inspect torchvision:resnet18@DEFAULT --data cifar10:data/cifar10 --samples 50
+      pathsum inspect timm:convnext_tiny --weights mine.safetensors --data cifar10:data/cifar10 --image-size 64
+      pathsum inspect hf:models/vit --data cifar10:data/cifar10
+      pathsum inspect hf:models/gpt2 --data book.txt --samples 20 --length 64
+      pathsum inspect hf:models/gpt2 --data book.txt --recompute norm attention
+      pathsum inspect hf:models/sentence-encoder --data sentences.txt --lines
     """
 
     model: str
-    """What to look at: a folder or .safetensors file that pathsum wrote, or FILE.py:FUNCTION (the file is run; the
-    function is called without arguments and returns a torch.nn.Module)."""
+    """FOLDER, FILE.py:FUNCTION, hf:FOLDER, hf:NAME, torchvision:NAME or timm:NAME, as above."""
     data: str | None = None
-    """The images: 'digits', 'cifar10:PATH', PATH or a hub id; by default what a checkpoint was trained on."""
+    """Images: 'digits', 'cifar10:PATH', PATH or a hub id; for a language model a text file. A checkpoint may know."""
     weights: Path | None = None
-    """Weights for FILE.py:FUNCTION, a .safetensors file; every name and shape must fit."""
-    samples: int = 1000
-    """How many test images to look at, a balanced subset; 0 takes all."""
+    """A .safetensors file for FILE.py:FUNCTION, torchvision:NAME or timm:NAME; all names and shapes must fit."""
+    samples: int | None = None
+    """How many test images, a balanced subset (1000), or sequences of a text, the first ones (100); 0 takes all."""
     order: int = 8
     """Highest order of the expansion in λ."""
     max_length: int | None = None
-    """Longest path shown on its own, in blocks; longer ones are summed in one slot (by default 32)."""
-    chunk_size: int = 50
-    """Images at a time: less needs less memory, and changes nothing else."""
+    """Longest path shown on its own, in blocks (32); longer ones are summed in one slot."""
+    recompute: tuple[Literal["norm", "attention"], ...] = ()
+    """Compute norm statistics, attention patterns or both anew for paths up to each length, not frozen."""
+    chunk_size: int | None = None
+    """Samples at a time (50, or fewer where they are large): less memory, the same numbers."""
     dtype: Literal["float32", "float64"] = "float32"
     """Precision; float64 is slower and lets sums close to the last digits."""
     mean: tuple[float, ...] | None = None
-    """Mean to subtract from pixels/255, a number per channel; by default the checkpoint's, else the data's."""
+    """Subtracted from pixels/255, a number per channel; by default as the model was trained, else the data's."""
     std: tuple[float, ...] | None = None
-    """Standard deviation to divide by, a number per channel; likewise."""
+    """What that is divided by, a number per channel; likewise."""
+    image_size: int | None = None
+    """Resize images to so many pixels a side, not to the size that the model is built for."""
+    length: int | None = None
+    """Tokens of a sequence, special ones included (128, or as many as the model takes)."""
+    lines: bool = False
+    """Take each line of the text as a sequence, cut at --length, not the running text."""
+    tokenizer: str | None = None
+    """Folder or hub name to take the tokenizer from, not the model's own; without one, bytes are the tokens."""
+    output: str | None = None
+    """The output to look at, by name or number, such as pooler_output (logits, last hidden state, or the first)."""
     seed: int = 0
-    """Seed of the choice of samples."""
+    """Seed of the choice of images, and of the tokens that are masked."""
     out: Path | None = None
     """Folder for the page; by default pathsum-inspect/NAME."""
     overwrite: bool = False
     """Replace an earlier result in that folder."""
 
     def __post_init__(self) -> None:
-        least = {"samples": 0, "order": 0, "max_length": 0, "chunk_size": 1}
+        least = {
+            "samples": 0,
+            "order": 0,
+            "max_length": 0,
+            "chunk_size": 1,
+            "length": 2,
+            "image_size": 1,
+        }
         for name, bound in least.items():
             value = getattr(self, name)
             if value is not None and value < bound:
@@ -80,22 +115,69 @@ class InspectCommand:
         target = resolve(self.model, weights=self.weights)
         out = self.out or Path("pathsum-inspect") / target.name
         check_free(out, marker=MARKER, overwrite=self.overwrite)
-        data = self.load(target)
-        result = inspect(
+        result = measure(
             target.model,
-            data,
+            self.probe(target),
             order=self.order,
             max_length=self.max_length,
+            recompute=self.recompute,
             chunk_size=self.chunk_size,
-            dtype=self.dtype,
+            output=self.picked,
         )
         result = replace(result, name=target.name, about=target.about)
         show(result)
         publish(result, out, settings={"inspect": asdict(self)}, marker=MARKER, overwrite=self.overwrite)
         print(f"\nThe page: {out / 'report.html'}")
 
-    def load(self, target: Target) -> Dataset:
-        """The samples, with the mean and standard deviation they are to be normalized with."""
+    @property
+    def picked(self) -> str | int | None:
+        """The output asked for, by name or number."""
+        return int(self.output) if self.output and self.output.isdigit() else self.output
+
+    def probe(self, target: Target) -> Probe:
+        """The samples, in the form and precision that the model is to be looked at with."""
+        from pathsum.probes import image_probe, text_probe
+
+        ready(target.model, self.dtype)
+        if target.takes == "text" or (target.takes is None and Path(self.data or "").suffix in TEXT):
+            return text_probe(target.model, self.text(target), output=self.picked, seed=self.seed)
+        data, mean, std = self.images(target)
+        shape = target.image_shape
+        if self.image_size is not None:
+            shape = ((shape or data.shape)[0], self.image_size, self.image_size)
+        return image_probe(
+            target.model,
+            data,
+            dtype=self.dtype,
+            shape=shape,
+            mean=self.mean or mean,
+            std=self.std or std,
+            output=self.picked,
+        )
+
+    def text(self, target: Target) -> Text:
+        """The sequences of the text file."""
+        from pathsum.data.text import read_text
+
+        if self.data is None:
+            raise DataError(f"{target.name} reads text: say which with --data FILE.txt")
+        length = self.length or min(128, target.longest or 128)
+        if target.longest and length > target.longest:
+            raise DataError(f"--length is {length}, but {target.name} takes at most {target.longest} tokens")
+        limit = 100 if self.samples is None else self.samples or None
+        return read_text(self.data, self.tokens(target), length=length, limit=limit, lines=self.lines)
+
+    def tokens(self, target: Target) -> Tokenizer:
+        """The tokenizer asked for, else the model's own, else bytes."""
+        from pathsum.data.text import BYTES
+        from pathsum.resolve.hub import tokenizer_at
+
+        if self.tokenizer is not None:
+            return tokenizer_at(self.tokenizer)
+        return target.tokenizer or BYTES
+
+    def images(self, target: Target) -> tuple[Dataset, tuple[float, ...] | None, tuple[float, ...] | None]:
+        """The data set, and the mean and standard deviation that the model was trained with, where known."""
         from pathsum.data import load
 
         known = target.record.get("data") or {}
@@ -103,125 +185,10 @@ class InspectCommand:
         if source is None:
             trained = f"was trained on {known['name']}" if "name" in known else "does not say what it was trained on"
             raise DataError(f"{target.name} {trained}: say where images lie with --data, such as --data cifar10:PATH")
-        data = load(source, train_limit=0, test_limit=self.samples or None, seed=self.seed)
+        if Path(source).suffix in TEXT:
+            raise DataError(f"{target.name} looks at images, and {source} is a text: give images, as cifar10:PATH")
+        limit = 1000 if self.samples is None else self.samples or None
+        data = load(source, train_limit=0, test_limit=limit, seed=self.seed)
         same = known if known.get("name") == data.name else {}
-        mean = self.mean or tuple(same.get("mean") or data.mean)
-        std = self.std or tuple(same.get("std") or data.std)
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) != data.shape[0]:
-                raise DataError(
-                    f"--{name} has {len(values)} values, but {data.name} has {data.shape[0]} channels: "
-                    "give one for each"
-                )
-        if not all(value > 0 for value in std):
-            raise DataError(f"--std is {std}, expected numbers above 0")
-        return replace(data, mean=mean, std=std)
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What a network is as a sum over paths, on `num_samples` test images; accuracies are shares of 1.
-
-    A `norm` is that of a part of the logits over all samples, divided by the norm of the logits: ‖part‖/‖f‖. Parts
-    can cancel, so norms need not add up to 1. `share` is a length's part of Σ‖v_k‖², as in `pathsum.Spectrum`.
-    """
-
-    name: str
-    about: str
-    data: str
-    num_samples: int
-    accuracy: float
-    branches: pd.DataFrame  # branch, lam, shortcut, after, shape, call
-    orders: pd.DataFrame  # order, norm, remainder (‖f − Σ_{j≤k}‖/‖f‖), accuracy (of the partial sum)
-    verdict: Verdict
-    lengths: pd.DataFrame  # length, paths, norm, share, accuracy (of paths up to this length)
-    longer: bool  # the last length stands for all longer ones
-    mean_length: float  # in blocks; the last length counts as its least
-    conservation: float  # ‖Σ_k v_k − f‖/‖f‖
-    sample_lengths: np.ndarray  # (num_samples,) mean path length of each sample
-
-    @property
-    def is_bound(self) -> bool:
-        """Whether the longer paths hold enough to move the mean length by a percent: it is then a lower bound."""
-        if not self.longer:
-            return False
-        most = float(self.lengths["share"].iloc[-1]) * (len(self.branches) - len(self.lengths) + 1)
-        return most > 0.01 * self.mean_length
-
-    def __repr__(self) -> str:
-        return (
-            f"Inspection({self.name}: {len(self.branches)} branches, accuracy {self.accuracy:.2%}, "
-            f"{self.verdict}, mean path length {self.mean_length:.3g})"
-        )
-
-
-def inspect(
-    model: nn.Module,
-    data: Dataset,
-    *,
-    order: int = 8,
-    max_length: int | None = None,
-    chunk_size: int = 50,
-    dtype: Literal["float32", "float64"] = "float32",
-    progress: bool | None = None,
-) -> Inspection:
-    """Expand `model` in λ and by path length on the test split of `data`, in chunks.
-
-    The model is converted to `dtype` and put in eval mode. Memory: one chunk's series, and a few numbers a sample.
-    Raises DataError where images or labels do not fit the model, NoJoinsError for a model without branches.
-    """
-    import torch
-
-    import pathsum as ps
-    from pathsum.data import normalize
-    from pathsum.progress import bar
-    from pathsum.tally import Tally
-
-    if not len(data.test):
-        raise DataError(f"{data.name} has no test images; inspect needs at least one")
-    number = getattr(torch, dtype)
-    model = model.eval().to(number)
-    images, labels = data.test.images, data.test.labels
-
-    def chunk(start: int, size: int) -> tuple[Tensor, Tensor]:
-        rows = slice(start, start + size)
-        return normalize(images[rows], data.mean, data.std, dtype=number), labels[rows]
-
-    with torch.no_grad():
-        first = chunk(0, min(chunk_size, len(labels)))[0]
-        check_fit(model, first[:2], labels, data)
-        net = ps.knobs(model, first)
-        longest = min(LENGTHS, len(net.branches)) if max_length is None else max_length
-        max_length = longest if longest < len(net.branches) else None  # no slot for longer ones where there are none
-        tally = Tally(eps=torch.finfo(number).eps)
-        with bar("inspecting", len(labels)) as update:
-            for start in range(0, len(labels), chunk_size):
-                x, y = chunk(start, chunk_size)
-                expansion = ps.expand(net, x, order=order, progress=False)
-                spectrum = ps.spectrum(net, x, max_length=max_length, progress=False)
-                tally.add(expansion, spectrum, y)
-                update(len(y))
-    return tally.result(net, data)
-
-
-def check_fit(model: nn.Module, x: Tensor, labels: Tensor, data: Dataset) -> None:
-    """Refuse images the model cannot take, outputs that are no class scores, and labels beyond them."""
-    name, shape = type(model).__name__, tuple(x.shape[1:])
-    try:
-        out = model(x)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
-        raise DataError(
-            f"{name} cannot take {data.name}'s images of shape {shape}: {error}; give the --data it was trained on"
-        ) from error
-    out = getattr(out, "logits", out)
-    if getattr(out, "ndim", 0) != 2:
-        raise DataError(
-            f"{name} returns {type(out).__name__} of shape {tuple(getattr(out, 'shape', ()))} for {len(x)} images, "
-            f"expected class scores ({len(x)}, classes); inspect looks at classifiers of images"
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= out.shape[1]:
-        raise DataError(
-            f"{data.name} has labels {low}..{high}, but {name} has {out.shape[1]} classes "
-            f"(0..{out.shape[1] - 1}); give the --data it was trained on"
-        )
+        mean, std = (getattr(target, key) or tuple(same.get(key) or ()) or None for key in ("mean", "std"))
+        return data, mean, std

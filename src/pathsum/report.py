@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SETTING = ["depth", "norm", "scale"]  # what a curve stands for; with lr, what a table row does
 SCORES = ("best_test", "best_val", "test_at_best_val")
+NUMBERS = (*SCORES, "initial_loss", "final_loss", "steps", "seconds")  # what a run comes to
 STATUSES = ("done", "diverged", "frozen", "interrupted")
 
 
@@ -103,12 +104,9 @@ def run_table(found: Sequence[Run]) -> pd.DataFrame:
         }
         known = {f"model.config.{name}" for name in SETTING} | {"train.lr"}
         others = {name: each.get(name) for name in differing if name not in known}
-        summary = {name: run.summary.get(name) for name in (*SCORES, "initial_loss", "final_loss", "steps", "seconds")}
+        summary = {name: run.summary.get(name) for name in NUMBERS}
         rows.append({**base, **others, "seed": each.get("train.seed"), "status": run.status, **summary})
-    table = pd.DataFrame(rows)
-    numbers = [*SCORES, "initial_loss", "final_loss", "steps", "seconds"]
-    table[numbers] = table[numbers].astype(float)
-    return table
+    return pd.DataFrame(rows).astype(dict.fromkeys(NUMBERS, float))
 
 
 def summarize(table: pd.DataFrame) -> pd.DataFrame:
@@ -118,8 +116,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
-    numbers = [*SCORES, "initial_loss", "final_loss", "steps", "seconds"]
-    keys = [name for name in table.columns if name not in ("run", "seed", "status", *numbers)]
+    keys = [name for name in table.columns if name not in ("run", "seed", "status", *NUMBERS)]
     rows = []
     for values, group in table.groupby(keys, dropna=False, sort=False):
         done = group[group["status"] == "done"]
@@ -137,23 +134,32 @@ def sortable(column: pd.Series) -> pd.Series:
     return column if page.is_number(column) else column.astype(str)
 
 
-def best_rates(summary: pd.DataFrame) -> pd.DataFrame:
+def best_rates(summary: pd.DataFrame, score: str | None = None) -> pd.DataFrame:
     """The row with the best learning rate of each depth, norm and λ.
 
-    Best by validation where it was measured, else by test accuracy; rates at which a run did not finish count only
-    where no rate is without such runs, and then the lowest one stands for all.
+    Best by `score`; by default by validation where it was measured, else by test accuracy. A rate at which runs
+    failed counts only where none is without, and then those with the fewest failures; where all failed, the lowest.
     """
     import pandas as pd
 
-    rows = []
-    for _, group in summary.groupby(SETTING, dropna=False, sort=False):
-        sound = group[(group["done"] == group["n"])]
-        score = "best_val" if sound["best_val"].notna().any() else "best_test"
-        scored = sound[sound[score].notna()]
-        rows.append(
-            scored.sort_values(score, kind="stable").iloc[-1] if len(scored) else group.sort_values("lr").iloc[0]
-        )
-    return pd.DataFrame(rows).reset_index(drop=True)
+    groups = summary.groupby(SETTING, dropna=False, sort=False)
+    return pd.DataFrame([best_rate(group, score) for _, group in groups]).reset_index(drop=True)
+
+
+def best_rate(group: pd.DataFrame, score: str | None = None) -> pd.Series:
+    """The row of `best_rates` for one setting."""
+    if score is None:
+        score = "best_val" if group.loc[sound(group), "best_val"].notna().any() else "best_test"
+    scored = group[group[score].notna()]
+    if not len(scored):
+        return group.sort_values("lr").iloc[0]
+    failed = (scored["diverged"] + scored["frozen"]) / scored["n"]
+    return scored[failed == failed.min()].sort_values(score, kind="stable").iloc[-1]
+
+
+def sound(summary: pd.DataFrame) -> pd.Series:
+    """At which rates a run is finished and none has failed."""
+    return (summary["done"] > 0) & (summary["diverged"] + summary["frozen"] == 0)
 
 
 def setting(row: Any) -> str:

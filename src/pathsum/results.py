@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -52,8 +53,8 @@ def chunks(inputs: tuple, kwargs: dict[str, Any], size: int) -> Iterator[tuple[t
     def cut(value: Any, at: slice) -> Any:
         if isinstance(value, Tensor):
             return value[at] if value.ndim and len(value) == total else value
-        if isinstance(value, dict):
-            return {k: cut(v, at) for k, v in value.items()}
+        if isinstance(value, Mapping):
+            return type(value)({k: cut(v, at) for k, v in value.items()})
         if isinstance(value, list | tuple):
             return type(value)(cut(v, at) for v in value)
         return value
@@ -61,6 +62,16 @@ def chunks(inputs: tuple, kwargs: dict[str, Any], size: int) -> Iterator[tuple[t
     for start in range(0, total, size):
         at = slice(start, start + size)
         yield tuple(cut(v, at) for v in inputs), {k: cut(v, at) for k, v in kwargs.items()}
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Autocast off on every device: coefficients are not to be rounded to 16 bits between two functions."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 Variable = Callable[[list[float], bool], Series]  # the formal λ, from the real ones and whether to carry the output
@@ -81,7 +92,7 @@ def run_series(
     """Run chunk by chunk at the formal λ and at the real one: net, λ's, output (B, …), terms (m, B, …).
 
     With `carry` the same run gives both wherever it can, else the output comes from a run of its own. Results are
-    detached.
+    detached. Autocast is off inside: both are in the precision of the model's own weights and inputs.
     """
     total = batch_size(inputs, kwargs)
     if chunk_size is not None:
@@ -91,10 +102,11 @@ def run_series(
     outputs, terms = [], []
     lams: list[float] = []
     knobbed: Knobs | None = None
-    with torch.no_grad():
+    with torch.no_grad(), full_precision():
         for part, named in track(chunks(inputs, kwargs, size), label, total=-(-total // size), show=progress):
             if knobbed is None:
                 knobbed = as_knobs(net, part, named)
+                knobbed.need_joins()
             in_force = lam if lam is not None else knobbed.lam_values
             output = None
             if carry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,15 +10,85 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .care import called_by_sharding, refuse_recomputing, tensors_in
 from .coefficients import Space, add_coeffs, add_shifted
 from .errors import ControlFlowError, MissingRuleError, ModeError, ProbeError
 from .functions import ignored
+from .joining import IN_PLACE, bend, join
 from .rules.products import scalar_product
 from .series import RULES, CannotCarry, Series, apply, join_carrying, name_of
 from .sites import Anatomy, Branch, Step, Unit
 
 
-class Run(TorchFunctionMode):
+class Following(TorchFunctionMode):
+    """Lets a plain tensor that takes a series in place be that series from then on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shadows: dict[int, tuple[Tensor, Tensor]] = {}
+        self.written: set[int] = set()  # memory of those plain tensors
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        args, kwargs = self.reveal(args), {k: self.reveal(v) for k, v in (kwargs or {}).items()}
+        return func(*args, **kwargs) if ignored(func) else self.follow(func, args, kwargs)
+
+    def follow(self, func: Any, args: tuple, kwargs: dict) -> Any:
+        """The call, by its rule where torch would lead there anyway."""
+        self.check_memory(args)
+        first = args[0] if args else None
+        writes = func is torch.Tensor.__setitem__ and any(isinstance(a, Series) for a in args)
+        rule = RULES.get(func) if isinstance(first, Series) or writes else None
+        out = func(*args, **kwargs) if rule is None else apply(rule, func, args, kwargs)
+        if isinstance(out, Series) and isinstance(first, Tensor) and not isinstance(first, Series):
+            name = getattr(func, "__name__", "")
+            if writes or (name.endswith("_") and not name.endswith("__")):
+                self.shadow(first, out)
+        return None if writes else out
+
+    def shadow(self, target: Tensor, value: Tensor) -> None:
+        """From now on `target` is this value, which it cannot hold: a series, or what torch.func transforms."""
+        self.shadows[id(target)] = (target, value)
+        memory = memory_of(target)
+        if memory is not None:
+            self.written.add(memory)
+
+    def check_memory(self, values: Any) -> None:
+        """Refuse a plain tensor that shares the memory of one that has become a series: its numbers are out of date."""
+        if not self.written:
+            return
+        for value in values:
+            if isinstance(value, list | tuple):
+                self.check_memory(value)
+            elif isinstance(value, Tensor) and memory_of(value) in self.written:
+                raise MissingRuleError(
+                    "a tensor that depends on λ was written into part of a plain tensor, which is then read "
+                    "through another view: build the result out of place (torch.cat, torch.stack) instead"
+                )
+
+    def reveal(self, value: Any) -> Any:
+        """`value` with series in the place of the plain tensors that became one."""
+        if isinstance(value, Tensor):
+            found = self.shadows.get(id(value))
+            return found[1] if found is not None and found[0] is value else value
+        if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
+            made = [self.reveal(v) for v in value]
+            return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+        return value
+
+    def reveal_output(self, out: Any) -> Any:
+        """What a model returned, likewise."""
+        if not self.shadows:
+            return out
+        if isinstance(out, dict):  # ModelOutput among them
+            out = copy.copy(out)
+            for key, value in out.items():
+                out[key] = self.reveal(value)
+        out = self.reveal(out)
+        self.check_memory(tensors_in(list(out.values()) if isinstance(out, dict) else out))
+        return out
+
+
+class Run(Following):
     """One run of the model: the calls are matched with the anatomy, joins and units are rewritten."""
 
     def __init__(
@@ -28,6 +99,7 @@ class Run(TorchFunctionMode):
         carried: Sequence[float] = (),
         *,
         probe: bool = False,
+        sharded: bool = False,
     ) -> None:
         super().__init__()
         self.carried = carried
@@ -45,16 +117,22 @@ class Run(TorchFunctionMode):
             self.weights = lam.c[-1].reshape(-1).tolist()
         self.used: list[float | Tensor | None] = [None] * len(anatomy.branches)
         self.at = 0
-        self.shadows: dict[int, tuple[Tensor, Series]] = {}
+        self.differentiates = torch.is_grad_enabled() and self.space is None
+        self.sharded = sharded
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if self.shadows:
             args, kwargs = self.reveal(args), {k: self.reveal(v) for k, v in kwargs.items()}
+            self.check_memory(args)
         if ignored(func):
+            return func(*args, **kwargs)
+        if self.sharded and called_by_sharding():
             return func(*args, **kwargs)
         at = self.at
         if at >= len(self.steps) or (self.steps[at].func is not func and self.steps[at].func != func):
+            if next(tensors_in((args, kwargs)), None) is None:  # no part of the flow of data
+                return func(*args, **kwargs)
             self.diverted(func)
         self.at = at + 1
         if at in self.joins:
@@ -68,18 +146,13 @@ class Run(TorchFunctionMode):
         step = self.steps[at]
         if step.depth and not self.space.gated:
             args = self.shorten(args, step.depth)
-        if step.last and isinstance(args[0], Series):
-            args[0].free = True
-        try:  # straight to the rule where torch would lead there anyway
-            rule = RULES.get(func) if args and isinstance(args[0], Series) else None
-            out = func(*args, **kwargs) if rule is None else apply(rule, func, args, kwargs)
+        for position in step.last:
+            if type(args[position]) is Series:
+                args[position].free = True
+        try:
+            return self.follow(func, args, kwargs)
         except (MissingRuleError, ModeError) as error:
             raise type(error)(f"in {self.place(step)}: {error}") from None
-        if isinstance(args[0] if args else None, Tensor) and not isinstance(args[0], Series):
-            self.cast_shadow(func, args[0], out)
-            if func is torch.Tensor.__setitem__:
-                return None
-        return out
 
     def join(self, site: Branch, func: Any, args: tuple, kwargs: dict) -> Any:
         """skip + λ·branch in place of the addition."""
@@ -88,35 +161,29 @@ class Run(TorchFunctionMode):
             self.used[site.index] = kwargs.get("alpha", 1) if site.own == "alpha" else 1.0
         if self.lam is None:
             return func(*args, **kwargs)
-        out: Tensor
-        if isinstance(self.lam, Series):
-            out = self.series_join(site, skip, branch, self.lam)
-        else:
-            self.used[site.index] = self.lam[site.index]
-            out = self.plain_join(site, skip, branch, self.lam[site.index])
-        changes = func.__name__.endswith("_") and not func.__name__.endswith("__")
-        if self.probe:
-            expected = skip if site.signs[0] == 1 else -skip
-            if not same(out, expected):
-                raise ProbeError(f"at λ = 0 the join {site.name} does not leave its shortcut")
-        if not changes:
+        in_place, target = func.__name__ in IN_PLACE, args[0]
+        if not isinstance(self.lam, Series):
+            return self.plain_join(site, args, self.lam[site.index], in_place=in_place)
+        out = self.series_join(site, skip, branch, self.lam)
+        if not in_place:
             return out
-        target = args[0]
-        if not isinstance(out, Series):
-            return target.copy_(out)
         if isinstance(target, Series):
             return target.assign(out)
-        self.shadows[id(target)] = (target, out)
+        self.shadow(target, out)
         return out
 
-    def plain_join(self, site: Branch, skip: Tensor, branch: Tensor, lam: float | Tensor) -> Tensor:
-        sign_skip, sign = site.signs
-        skip = skip if sign_skip == 1 else -skip
-        if isinstance(lam, Tensor):
-            return skip + (sign * lam) * branch
-        if lam == 0:
-            return skip.clone()
-        return torch.add(skip, branch, alpha=sign * lam)
+    def plain_join(self, site: Branch, args: tuple, lam: float | Tensor, *, in_place: bool) -> Tensor:
+        self.used[site.index] = lam
+        if self.differentiates:
+            refuse_recomputing(site.name)
+        expected = args[site.skip].clone() if self.probe else None
+        aside = in_place and isinstance(lam, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(lam)
+        out = join(args, site.skip, site.branch, site.signs, lam, in_place=in_place and not aside)
+        if aside:
+            self.shadow(args[0], out)
+        if expected is not None and not same(out, expected if site.signs[0] == 1 else -expected):
+            raise ProbeError(f"at λ = 0 the join {site.name} does not leave its shortcut")
+        return out
 
     def series_join(self, site: Branch, skip: Tensor, branch: Tensor, lam: Series) -> Series:
         for operand in (skip, branch):
@@ -127,7 +194,7 @@ class Run(TorchFunctionMode):
         weight, last = 1.0, False
         if self.weights is not None and space.order:
             weight = sign * self.weights[site.index if len(self.weights) > 1 else 0]
-            last = self.steps[site.step].last and isinstance(skip, Series)
+            last = site.skip in self.steps[site.step].last and isinstance(skip, Series)
             if last:
                 skip._epoch[0] += 1  # type: ignore[attr-defined]
             if space.carry:
@@ -165,14 +232,14 @@ class Run(TorchFunctionMode):
         if not isinstance(alpha, Tensor) and alpha == 0:
             return func(*args, **kwargs)
         a = args[0] if args else kwargs["input"]
-        before = Series(a.c, a.space) if isinstance(a, Series) else a.clone()
+        if not isinstance(a, Series):
+            return bend(func, alpha, args, kwargs)
+        before = Series(a.c, a.space)
         if isinstance(alpha, Tensor) and alpha.ndim == 1 and alpha.numel() > 1:
             alpha = alpha.view(-1, *(1,) * (a.ndim - 2)) if a.ndim in (4, 5) else alpha
         value = func(*args, **kwargs)
         out = alpha * before + (1 - alpha) * value
-        if value is a:  # in place
-            return a.assign(out) if isinstance(a, Series) else a.copy_(out)
-        return out
+        return a.assign(out) if value is a else out
 
     def shorten(self, args: tuple, depth: int) -> tuple:
         """Drop orders that the branches still ahead will shift out of the series."""
@@ -186,20 +253,6 @@ class Run(TorchFunctionMode):
         if self.steps[self.at - 1].func.__name__.endswith("_"):
             return args
         return tuple(a.cut(keep) if type(a) is Series and a.m > keep else a for a in args)
-
-    def cast_shadow(self, func: Any, target: Tensor, out: Any) -> None:
-        """A plain tensor that took a series in place is that series from now on."""
-        name = getattr(func, "__name__", "")
-        if isinstance(out, Series) and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))):
-            self.shadows[id(target)] = (target, out)
-
-    def reveal(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            found = self.shadows.get(id(value))
-            return found[1] if found is not None and found[0] is value else value
-        if isinstance(value, list | tuple) and any(isinstance(v, Tensor) for v in value):
-            return type(value)(self.reveal(v) for v in value)
-        return value
 
     def place(self, step: Step) -> str:
         """Where a call is: its module, and the branch it belongs to."""
@@ -221,6 +274,14 @@ class Run(TorchFunctionMode):
                 f"the model made {self.at} calls; when the knobs were made it made {len(self.steps)}: "
                 "its control flow depends on its input or state; make the knobs again with inputs like these"
             )
+
+
+def memory_of(t: Tensor) -> int | None:
+    """The address of a plain tensor's memory."""
+    plain = t.layout is torch.strided and not isinstance(t, Series)
+    if not plain or torch._C._functorch.is_functorch_wrapped_tensor(t):
+        return None
+    return t.untyped_storage().data_ptr()
 
 
 def same(a: Tensor, b: Tensor) -> bool:

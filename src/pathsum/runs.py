@@ -26,6 +26,7 @@ from pathsum.storage import finite, read_json, read_tensors, write_atomic, write
 
 CONFIG, ROWS, CHECKPOINT, DONE = "config.json", "rows.jsonl", "checkpoint.safetensors", "done.json"
 MODEL = "model.safetensors"
+REQUEST = "request"  # in the configuration: what a sweep asked for, before data and model were at hand
 COMMAND = "command.json"  # beside several runs: the command that asked for them
 
 
@@ -193,12 +194,17 @@ def open_run(folder: str | Path, config: Mapping[str, Any], *, resume: bool = Tr
     """Start a run in `folder`, or check that the one there was asked for with this very `config`.
 
     `free` names the fields ("train.threads") that may differ on resuming.
+    A folder that holds only a sweep's request (`pathsum.store`) becomes this run, and keeps the request.
     Raises `OutputError` (not empty, not writable), `CheckpointError` (another configuration: old, new).
     """
     folder = Path(folder)
     asked = json.loads(json.dumps(finite(config)))
     if (folder / CONFIG).is_file() and resume:
-        stored = {key: value for key, value in read_json(folder / CONFIG).items() if key != "environment"}
+        stored = read_json(folder / CONFIG)
+        beside = {key: stored.pop(key) for key in ("environment", REQUEST) if key in stored}
+        if REQUEST in beside and not stored:
+            write_json(folder / CONFIG, {**asked, **beside, "environment": environment()})
+            return folder
         changed = [line for line in differences(stored, asked) if line.partition(":")[0] not in free]
         if changed:
             raise CheckpointError(

@@ -1,19 +1,23 @@
-"""Rules for the branch multiplier λ: `"1/sqrt(n)"`, `"n^-0.8"`, `0.3`, a list, `"learned"`."""
+"""Rules for the branch multiplier λ: `"1/sqrt(n)"`, `"n^-0.8"`, `0.3`, a list, `"learned"`, each `"… per stage"`."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeVar
 
 from pathsum.errors import LambdaError, RuleError
 
 ALLOWED = (
     "a number, C/n, C/sqrt(n), n^E, C*n^E, C/n^E with numbers C and E (such as '1', '1/n', '1/sqrt(n)', "
-    "'n^-0.8'), a list with one number per branch, 'learned' (starts at 0), or 'learned:' and any of these"
+    "'n^-0.8'), a list with one number per branch, 'learned' (starts at 0), or 'learned:' and any of these; "
+    "with ' per stage' behind it n counts the branches of a stage, and a list has one number per stage"
 )
+Per = Literal["net", "stage"]
+PER_STAGE = " per stage"
 
 _NUMBER = r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?"
 _POWER = re.compile(
@@ -28,7 +32,8 @@ _POWER = re.compile(
 class Rule:
     """λ as a function of the number of branches n: `coefficient · n^exponent`, or `entries`, one per branch.
 
-    A learned rule gives the starting values of parameters instead of constants.
+    A learned rule gives the starting values of parameters instead of constants. Per stage, n is the number of branches
+    of the stage, and `entries` has one number per stage.
     `parse_rule` makes rules; `text` is their canonical spelling, and `parse_rule(rule.text) == rule`.
     """
 
@@ -36,25 +41,30 @@ class Rule:
     exponent: float = 0.0
     entries: tuple[float, ...] | None = None
     learned: bool = False
+    per: Per = "net"
 
     @property
     def text(self) -> str:
-        """Canonical text, such as `"1/sqrt(n)"`, `"n^-0.8"`, `"0.3"`, `"[0.1, 0.2]"`, `"learned:1/n"`."""
-        start = self._start_text()
-        if not self.learned:
-            return start
-        return "learned" if start == "0" else f"learned:{start}"
+        """Canonical text, such as `"1/sqrt(n)"`, `"n^-0.8 per stage"`, `"0.3"`, `"[0.1, 0.2]"`, `"learned:1/n"`."""
+        text = self._start_text()
+        if self.learned:
+            text = "learned" if text == "0" else f"learned:{text}"
+        return text + PER_STAGE * (self.per == "stage")
 
-    def values(self, n: int) -> tuple[float, ...]:
-        """Return λ_1..λ_n, the starting values where learned.
+    def values(self, n: int, stages: Sequence[Hashable] | None = None) -> tuple[float, ...]:
+        """Return λ_1..λ_n, the starting values where learned; `stages` labels each branch (default: one stage).
 
         >>> parse_rule("1/sqrt(n)").values(4)
         (0.5, 0.5, 0.5, 0.5)
+        >>> parse_rule("1/n per stage").values(3, stages=[0, 0, 1])
+        (0.5, 0.5, 1.0)
 
-        Raises LambdaError where a list does not have n entries, or where λ overflows.
+        Raises LambdaError where a list has another number of entries, or where λ overflows.
         """
         if isinstance(n, bool) or not isinstance(n, int) or n < 0:
             raise LambdaError(f"the number of branches must be an integer ≥ 0, got {_show(n)}")
+        if self.per == "stage":
+            return self._staged([0] * n if stages is None else stages)
         if self.entries is not None:
             if len(self.entries) != n:
                 raise LambdaError(
@@ -63,6 +73,20 @@ class Rule:
                 )
             return self.entries
         return (self._power(n),) * n if n else ()
+
+    def _staged(self, labels: Sequence[Hashable]) -> tuple[float, ...]:
+        """The values of each stage, given to its branches."""
+        counts = Counter(labels)
+        if self.entries is None:
+            of = {label: self._power(count) for label, count in counts.items()}
+        elif len(self.entries) == len(counts):
+            of = dict(zip(counts, self.entries, strict=True))
+        else:
+            raise LambdaError(
+                f"the list of λ has {len(self.entries)} entries, but there are {len(counts)} stages: give one number "
+                "for each stage, or one rule for all, such as '1/sqrt(n) per stage'"
+            )
+        return tuple(of[label] for label in labels)
 
     def _power(self, n: int) -> float:
         """λ for n ≥ 1; the two usual exponents by division and square root, so that 1/n is exactly 1/n."""
@@ -97,12 +121,12 @@ def parse_rule(rule: str | float | Sequence[float] | Rule) -> Rule:
 
     Numbers C and E, n the number of branches, blanks and `√n` welcome::
 
-        rule    = "learned" | "learned:" start | start
+        rule    = ("learned" | "learned:" start | start) [" per stage" | " per net"]
         start   = C | [C ("*" | "/")] power | "[" C "," … "]"
         power   = "n" | "n^" E | "sqrt(n)"
 
     A list, tuple, array or tensor of numbers is one λ per branch. `"learned"` starts at 0 (SkipInit of De &
-    Smith 2020; ReZero), `"learned:1/sqrt(n)"` at 1/√n.
+    Smith 2020; ReZero), `"learned:1/sqrt(n)"` at 1/√n. Per stage, n counts the branches of a stage.
 
     >>> parse_rule("3 / √n").text, parse_rule("n**-1").text, parse_rule([1, 0.5]).values(2)
     ('3/sqrt(n)', '1/n', (1.0, 0.5))
@@ -122,6 +146,16 @@ def parse_rule(rule: str | float | Sequence[float] | Rule) -> Rule:
     raise _refusal(rule)
 
 
+def with_per(rule: str | float | Sequence[float] | Rule, per: Per | None) -> Rule:
+    """The rule, with n counted over the net or over each stage; None leaves what its text says."""
+    parsed = parse_rule(rule)
+    if per is None:
+        return parsed
+    if per not in ("net", "stage"):
+        raise RuleError(f"per={per!r}: n counts the branches of the whole net (per='net') or of a stage (per='stage')")
+    return replace(parsed, per=per)
+
+
 class Rescalable(Protocol):
     """A network with one λ per branch: the towers of `pathsum.nets`, and what `pathsum.knobs` returns."""
 
@@ -131,12 +165,13 @@ class Rescalable(Protocol):
 Net = TypeVar("Net", bound=Rescalable)
 
 
-def rescale(net: Net, rule: str | float | Sequence[float] | Rule) -> Net:
+def rescale(net: Net, rule: str | float | Sequence[float] | Rule, *, per: Per | None = None) -> Net:
     """Put `rule` on every λ of `net`, in place, and return `net`; the weights stay.
 
+    per: what n counts, the branches of the whole "net" (default) or of a "stage"; a tower is one stage.
     Raises RuleError for an unknown rule, LambdaError for a list of another length or a model without λ.
     """
-    parsed = parse_rule(rule)
+    parsed = with_per(rule, per)
     if not callable(getattr(net, "rescale", None)):
         raise LambdaError(f"{type(net).__name__} has no λ to rescale: wrap it first, net = pathsum.knobs(model, x)")
     net.rescale(parsed)
@@ -161,6 +196,15 @@ def lr_factor(lam: float, n: int, optimizer: str) -> float:
 
 def _parse_text(text: str) -> Rule:
     body = text.replace("−", "-").strip().lower()
+    start, per, which = body.rpartition(" per ")
+    if per:
+        if which.strip() not in ("net", "stage") or " per " in start:
+            raise _refusal(text)
+        return replace(_parse_body(start.strip(), text), per="stage" if which.strip() == "stage" else "net")
+    return _parse_body(body, text)
+
+
+def _parse_body(body: str, text: str) -> Rule:
     if body == "learned":
         return Rule(0.0, learned=True)
     learned = body.startswith("learned")

@@ -20,10 +20,12 @@ import torch
 from torch import Tensor
 
 from .coefficients import Space, add_shifted, empty_for, needs_grad
-from .errors import LambdaError, MissingRuleError
+from .errors import LambdaError, MissingRuleError, PathsumError
 
+TELESCOPED = 3  # gate of a factor that is recomputed on the paths so far, see rules/recompute.py
 Handler = Callable[[Callable[..., Any], tuple, dict], Any]
 RULES: dict[Any, Handler] = {}  # torch function -> what it does to a series; filled by pathsum.rules
+ABOUT: set[Handler] = set()  # rules for questions whose answer is the same after a change in place: shape, dtype
 
 
 class Series(torch.Tensor):
@@ -40,7 +42,9 @@ class Series(torch.Tensor):
     m: int  # number of orders reached
     space: Space
     free: bool  # nobody reads this series after the call at hand: a rule may overwrite its coefficients
-    gate: int  # 0 a value; 1 the output of a·g(a); 2 of a squashing function: in gated products the higher freezes
+    # 0 a value; 1 the output of a·g(a); 2 of a squashing function: in gated products the higher freezes; 3 TELESCOPED
+    gate: int
+    squared: Series | None = None  # the same tensor, telescoped: of x², for the statistics of a norm
     joint: Tensor | None  # the actual value and the coefficients as one block of memory, in this order
     _c: Tensor | None
     _actual: Tensor | None
@@ -96,13 +100,14 @@ class Series(torch.Tensor):
         gated: bool = False,
         overflow: bool = False,
         carry: bool = False,
+        recompute: frozenset[str] = frozenset(),
     ) -> Series:
-        """The formal variable t, or the vector w·t for a tensor of per-branch weights w."""
+        """The formal variable t, or the vector w·t for a tensor of per-branch weights w; the rest describes `Space`."""
         if order < 0:
             raise LambdaError(f"a series of order {order}: give an order of 0 or more")
         w = torch.as_tensor(weights, dtype=None if isinstance(weights, Tensor) else torch.get_default_dtype())
         c = torch.stack([torch.zeros_like(w), w]) if order else torch.zeros_like(w).unsqueeze(0)
-        return cls(c, Space(order, gated, overflow, carry))
+        return cls(c, Space(order, gated, overflow, carry, recompute))
 
     def at(self, lam: float) -> Tensor:
         """The partial sum Σ_k c_k λ^k."""
@@ -126,18 +131,20 @@ class Series(torch.Tensor):
         return view
 
     def cut(self, m: int) -> Series:
-        """The first m orders."""
+        """The first m orders, in a space of no more: whatever is made of them stops there too."""
         if self.joint is None:
             view = self.view_of(self.c[:m])
             view._actual = self._actual
-            return view
-        view = Series.joined(self.joint[: m + 1], self.space, gate=self.gate)
-        view._epoch, view._seen = self._epoch, self._seen
+        else:
+            view = Series.joined(self.joint[: m + 1], self.space, gate=self.gate)
+            view._epoch, view._seen = self._epoch, self._seen
+        view.space = self.space.upto(m)
         return view
 
     def assign(self, new: Series) -> Series:
         """Become `new` in place; views taken before are stale from now on."""
         self._c, self.m, self.gate, self._actual, self.joint = new._c, new.m, new.gate, new._actual, new.joint
+        self.space = new.space  # a branch cut short may become the stream
         self._epoch[0] += 1
         self._seen = self._epoch[0]
         return self
@@ -170,7 +177,7 @@ class Series(torch.Tensor):
     ) -> Any:
         handler = RULES.get(func)
         if handler is None:
-            missing(func)
+            handler = RULES.get(getattr(func, "overloadpacket", None)) or missing(func)
         for a in args:
             if type(a) is Series:
                 a.free = False  # inside a rule, or outside a run: others may still read it
@@ -198,10 +205,39 @@ class _NoActual(Exception):
 
 def apply(handler: Handler, func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     """What a rule makes of a call, none of whose series may be out of date."""
-    for a in args:
-        if type(a) is Series and a._seen != a._epoch[0]:
-            a.check_fresh()
-    return carry_on(handler(func, args, kwargs), func, args, kwargs)
+    space = None
+    for a in (*args, *kwargs.values()) if kwargs else args:
+        kind = type(a)
+        if kind is not Series and kind is not list and kind is not tuple:
+            continue
+        for x in (a,) if kind is Series else a:
+            if type(x) is Series:
+                if x._seen != x._epoch[0] and handler not in ABOUT:
+                    x.check_fresh()
+                space = x.space
+    if kwargs and kwargs.get("out") is not None:
+        raise MissingRuleError(f"{name_of(func)} with out= on a series: use the tensor that it returns instead")
+    try:
+        if space is not None and space.recompute:
+            from .rules.recompute import recompute
+
+            out = recompute(handler, func, args, kwargs)
+        else:
+            out = handler(func, args, kwargs)
+    except PathsumError:
+        raise
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        raise MissingRuleError(
+            f"the series rule for {name_of(func)} does not cover this call ({type(error).__name__}: {error}): "
+            f"register another, {line_to_write(func)}"
+        ) from error
+    except RuntimeError as error:
+        if not any(type(a) is Series and a.dtype.is_complex for a in (*args, *kwargs.values())):
+            raise
+        raise MissingRuleError(
+            f"{name_of(func)} of complex numbers on a series is not covered ({error}): write it with x.real and x.imag"
+        ) from error
+    return carry_on(out, func, args, kwargs)
 
 
 def carry_on(out: Any, func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
@@ -235,18 +271,29 @@ def real_of(value: Any) -> Any:
 def name_of(func: Any) -> str:
     """`torch.nn.functional.relu` and the like, as a person would write it."""
     owner = getattr(func, "__self__", None)
-    if getattr(func, "__name__", "") == "__get__" and owner is not None:
-        return f"torch.Tensor.{getattr(owner, '__name__', '?')}"
-    if isinstance(func, torch._ops.OpOverload):
-        return str(func)
-    return torch.overrides.resolve_name(func) or getattr(func, "__qualname__", None) or repr(func)
+    if getattr(func, "__name__", "") in ("__get__", "__set__") and owner is not None:
+        attribute = getattr(owner, "__name__", None) or owner.fget.__name__
+        return f"torch.Tensor.{attribute}.{func.__name__}"
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return f"torch.ops.{func}"
+    name = torch.overrides.resolve_name(func)
+    if name is None:
+        module, qualified = getattr(func, "__module__", None), getattr(func, "__qualname__", None)
+        name = f"{module}.{qualified}" if module and qualified else qualified or repr(func)
+    return name.replace("torch.functional.", "torch.")
+
+
+def line_to_write(func: Any) -> str:
+    """The line that gives a function a rule."""
+    name = name_of(func)
+    return (
+        f"ps.register_rule({name}, handler) with handler(func, args, kwargs), or ps.register_rule({name}, linear=True)"
+    )
 
 
 def missing(func: Any) -> NoReturn:
-    name = name_of(func)
     raise MissingRuleError(
-        f"no series rule for {name}: add one with pathsum.register_rule({name}, lambda func, args, kwargs: ...), "
-        "or linear=True if it is a linear map of its first argument"
+        f"no series rule for {name_of(func)}: add one, {line_to_write(func)} if it is linear in its tensor arguments"
     )
 
 

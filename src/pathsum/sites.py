@@ -9,6 +9,24 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@dataclass(frozen=True)
+class End:
+    """A parameter, or one entry of it, that multiplies a branch."""
+
+    parameter: str
+    entry: int | None = None
+    uses: int = 1  # calls of the run that read it
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A BatchNorm, and the layer before it that it can become part of."""
+
+    norm: str
+    layer: str  # "" if there is none
+    why: str = ""  # there is none
+
+
 @dataclass(frozen=True, eq=False)
 class Branch:
     """One residual join: `skip + lam·branch`."""
@@ -23,11 +41,16 @@ class Branch:
     call: str  # the addition, as called
     modules: tuple[str, ...] = field(repr=False, default=())  # whose calls make up the branch
     step: int = field(repr=False, default=-1)
+    fork: int = field(repr=False, default=-1)  # the step whose result the branch starts from; -1: an input
     skip: int = field(repr=False, default=0)  # which argument of the addition is the skip, which the branch
     branch: int = field(repr=False, default=1)
     signs: tuple[int, int] = field(repr=False, default=(1, 1))  # of skip and branch in the result
     own: str = field(repr=False, default="")  # how the model scales the branch: "" | "mul" | "alpha"
     last: str = field(repr=False, default="")  # the layer that ends the branch, if its call serves this join alone
+    ends: tuple[End, ...] = field(repr=False, default=())  # what to multiply so that the branch is multiplied
+    stuck: str = field(repr=False, default="")  # why there is nothing to multiply
+    scale: End | None = field(repr=False, default=None)  # the parameter that the model itself multiplies it by, if any
+    stage: int = field(repr=False, default=0)  # joins on one stream of one size have one stage
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +71,7 @@ class Step:
     func: Any
     module: str
     depth: int | None  # joins whose branch side every way from here to the output passes; None: no way to it
-    last: bool  # nothing reads the first argument (of a join: the skip) after this call: it may be overwritten
+    last: tuple[int, ...]  # arguments that nothing reads after this call: they may be overwritten
 
 
 @dataclass(frozen=True)
@@ -59,6 +82,7 @@ class Anatomy:
     units: tuple[Unit, ...]
     steps: tuple[Step, ...]
     scalings: dict[int, int] = field(repr=False, default_factory=dict)  # step of a branch's own multiplication -> join
+    fusions: tuple[Fusion, ...] = field(repr=False, default=())
 
     def table(self) -> pd.DataFrame:
         """The joins as a table, in the order they are computed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .errors import LambdaError
 from .knobs import Lam
 from .paths import path_counts
 from .results import accuracy_of, check_count, relative_error, run_series
+from .rules.recompute import CHOICES
 from .series import Series
 
 if TYPE_CHECKING:
@@ -128,10 +130,19 @@ class Spectrum:
         return f"<p>{self!r}</p>" + self.table().to_html(index=False)
 
 
+def recomputable(names: str | Collection[str]) -> frozenset[str]:
+    """The option `recompute` as a set; raises `LambdaError` for anything unknown."""
+    chosen = (names,) if isinstance(names, str) else names
+    if not isinstance(chosen, Collection) or any(name not in CHOICES for name in chosen):
+        raise LambdaError(f"recompute={names!r}: give 'norm', 'attention', both in a list, or () to freeze everything")
+    return frozenset(chosen)
+
+
 def spectrum(
     net: nn.Module,
     *inputs: Any,
     max_length: int | None = None,
+    recompute: str | Collection[str] = (),
     lam: Lam | None = None,
     chunk_size: int | None = None,
     progress: bool | None = None,
@@ -144,8 +155,10 @@ def spectrum(
     ReLU, GELU and the like are a·g(a) with g frozen; LayerNorm freezes σ; attention its pattern; max-pool its winner.
 
     max_length: keep lengths 0..max_length, and one slot that sums every longer path exactly (cost max_length+2
-    branches a block instead of up to n+1). lam, chunk_size, inputs and errors: as in `expand`. The unravelled view of
-    Veit et al. (2016, arXiv 1605.06431), made exact.
+    branches a block instead of up to n+1). recompute: "norm", "attention" or both are not frozen but taken at the sum
+    of the paths up to each length, as if longer ones were deleted (docs/semantics.md). lam, chunk_size, inputs and
+    errors: as in `expand`; autocast is off inside. The unravelled view of Veit et al. (2016, arXiv 1605.06431), made
+    exact.
 
     >>> import torch, pathsum as ps
     >>> net = ps.ResidualMLP(depth=3, width=3, in_features=3, seed=0).double()
@@ -156,11 +169,12 @@ def spectrum(
     if max_length is not None:
         check_count("max_length", max_length)
     overflow = max_length is not None
+    recomputed = recomputable(recompute)
 
     def variable(lams: list[float], carry: bool) -> Series:
         order = len(lams) if max_length is None else max_length + 1
         weights = torch.tensor(lams, dtype=torch.float64)
-        return Series.variable(order, weights=weights, gated=True, overflow=overflow)
+        return Series.variable(order, weights=weights, gated=True, overflow=overflow, recompute=recomputed)
 
     knobbed, _, output, terms = run_series(
         net,

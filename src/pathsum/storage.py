@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,10 @@ import torch
 from torch import Tensor
 
 from pathsum.errors import CheckpointError, OutputError, PathsumError
+
+
+class BusyError(OutputError):
+    """Another process is at work in the folder."""
 
 
 @contextmanager
@@ -45,6 +50,28 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             raise
 
 
+def create(path: Path, content: str) -> bool:
+    """Write the whole file `path` unless there is one; False where there is. Of several callers one gets True.
+
+    The name appears by `link`, which the file system does at once or not at all, also over NFS: there a lost
+    reply can report failure after success, which the number of links tells.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")
+    with writing(path):
+        try:
+            with open(temporary, "x", encoding="utf-8") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return os.stat(temporary).st_nlink == 2
+        finally:
+            temporary.unlink(missing_ok=True)
+    return True
+
+
 def finite(value: Any) -> Any:
     """`value` with every NaN and infinity replaced by None, which JSON can hold."""
     if isinstance(value, float):
@@ -54,9 +81,14 @@ def finite(value: Any) -> Any:
     return [finite(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def dump(value: Mapping[str, Any]) -> str:
+    """A JSON object as text for a file; not-a-number becomes null."""
+    return json.dumps(finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically; not-a-number becomes null."""
-    write_atomic(path, json.dumps(finite(value), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+    """Write a JSON object atomically."""
+    write_atomic(path, dump(value))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -88,7 +120,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OutputError(
+            raise BusyError(
                 f"another process is training into {folder}; wait for it or choose another folder"
             ) from None
         yield
@@ -126,6 +158,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
         plain[name] = tensor
     metadata = {"sha256": _digest(plain), "state": json.dumps(finite(state or {}), allow_nan=False)}
     write_atomic(path, _safetensors().torch.save(plain, metadata=metadata))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The JSON state in a file of `write_tensors`, without its tensors; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    library = _safetensors()
+    try:
+        with library.safe_open(path, "pt") as file:
+            return dict(json.loads((file.metadata() or {}).get("state", "{}")))
+    except (OSError, ValueError, library.SafetensorError):
+        return {}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Coefficients in λ by running the network at many λ: on a complex circle, or at small positive numbers."""
 
 import cmath
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -48,3 +49,13 @@ def one_sided_terms(pieces: Pieces, x: Tensor, order: int, *, step: float, extra
     vandermonde = torch.from_numpy(np.vander(np.arange(count, dtype=float), increasing=True))
     fit = torch.linalg.solve(vandermonde, values.reshape(count, -1)).view_as(values)[: order + 1]
     return fit / (step ** torch.arange(order + 1, dtype=torch.float64)).view(-1, *(1,) * (values.ndim - 1))
+
+
+def line_terms(f: Callable[[Tensor], Tensor], order: int, *, reach: float = 0.05) -> Tensor:
+    """Taylor coefficients of a smooth f(t) of one float64 number, through 2·order + 5 Chebyshev points in ±reach."""
+    count = 2 * order + 5
+    points = torch.cos(torch.pi * (torch.arange(count, dtype=torch.float64) + 0.5) / count)
+    values = torch.stack([f(reach * t) for t in points])
+    vandermonde = points[:, None] ** torch.arange(count, dtype=torch.float64)
+    fit = torch.linalg.solve(vandermonde, values.reshape(count, -1)).view_as(values)[: order + 1]
+    return fit / (reach ** torch.arange(order + 1, dtype=torch.float64)).view(-1, *(1,) * (values.ndim - 1))

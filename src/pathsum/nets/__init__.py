@@ -1,6 +1,18 @@
 """Networks to study: the paper's convolutional tower, and the same with dense branches."""
 
+from pathsum.nets.checkpointing import checkpointed
+from pathsum.nets.memory import Memory, saving
 from pathsum.nets.mlp import ResidualMLP, affine_base
+from pathsum.nets.reversible import reversible
 from pathsum.nets.tower import OptionError, ResidualTower
 
-__all__ = ["OptionError", "ResidualMLP", "ResidualTower", "affine_base"]
+__all__ = [
+    "Memory",
+    "OptionError",
+    "ResidualMLP",
+    "ResidualTower",
+    "affine_base",
+    "checkpointed",
+    "reversible",
+    "saving",
+]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -15,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathsum.errors import PathsumError
+from pathsum.nets.checkpointing import Step
+from pathsum.nets.memory import Memory, Mode
 from pathsum.scaling import Rule, parse_rule
 
 Encoder = Literal["imagenet", "conv3x3", "affine"]
@@ -46,12 +49,28 @@ class SumOfPaths(nn.Module):
     lam: nn.Parameter | None  # where λ is learned
     config: dict[str, Any]  # builds this network again
     _fixed: tuple[float, ...]  # where it is not
+    _memory = Memory()
 
     def forward(self, x: Tensor) -> Tensor:
-        z = self.encoder(x)
-        for i, branch in enumerate(self.blocks):
-            z = torch.add(z, branch(z), alpha=self._fixed[i]) if self.lam is None else z + self.lam[i] * branch(z)
-        return self.decoder(z)
+        return self.decoder(self.memory.chain(self.steps(), self.encoder(x)))
+
+    def block(self, i: int, z: Tensor) -> Tensor:
+        """One block, z + λᵢ·Fᵢ(z)."""
+        branch = self.blocks[i](z)
+        return torch.add(z, branch, alpha=self._fixed[i]) if self.lam is None else z + self.lam[i] * branch
+
+    def steps(self) -> list[Step]:
+        """The blocks, each with the modules whose parameters it reads; λ is this module's own."""
+        return [Step(partial(self.block, i), (self, *branch.modules())) for i, branch in enumerate(self.blocks)]
+
+    @property
+    def memory(self) -> Memory:
+        """How much the blocks keep for the gradient; set it to "plain", "checkpoint", "reverse" or a `Memory`."""
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: Mode | Memory) -> None:
+        self._memory = memory if isinstance(memory, Memory) else Memory(memory)
 
     @property
     def scales(self) -> tuple[float, ...]:

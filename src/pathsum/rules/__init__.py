@@ -1,26 +1,28 @@
 """What each torch function does to a series, one handler a function: `handler(func, args, kwargs)`.
 
-Functions are found by name in torch, Tensor, torch.nn.functional and their private twins; in-place forms follow from
-the functional one. `register_rule` adds a user's own.
+Functions are found by name in torch, Tensor, torch.nn.functional, torch.linalg, torch.fft and private twins; in-place
+forms follow from the functional one. `register_rule` adds a user's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..series import RULES, Handler, Series, carry_on
+from ..errors import MissingRuleError
+from ..series import RULES, Handler, Series, carry_on, name_of
 
-PLACES = (torch, torch.Tensor, F, torch._C._nn, torch.special)
+PLACES = (torch, torch.Tensor, F, torch._C._nn, torch.special, torch.linalg, torch.fft)
 
 
 def spellings(name: str) -> Iterator[Callable[..., Any]]:
     """Every public and private torch function called `name`."""
     seen = set()
-    for place in PLACES:
+    for place in PLACES if not name.startswith("__") else (torch.Tensor,):
         func = getattr(place, name, None)
         if func is not None and callable(func) and id(func) not in seen:
             seen.add(id(func))
@@ -51,24 +53,47 @@ def in_place(handler: Handler, functional: Callable[..., Any]) -> Handler:
     def handle(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         return overwrite(args[0], carry_on(handler(functional, args, kwargs), functional, args, kwargs))
 
-    handle.handler = handler  # type: ignore[attr-defined]  # for the page that lists the rules
+    handle.handler, handle.functional = handler, functional  # type: ignore[attr-defined]
     return handle
 
 
-def overwrite(target: Any, result: Series) -> Series:
+def overwrite(target: Any, result: Any) -> Any:
     """Give `target` the value `result`. A plain target keeps its old value: the caller uses what is returned."""
-    return target.assign(result) if isinstance(target, Series) else result
+    if not isinstance(target, Series):
+        return result
+    if not isinstance(result, Series):
+        result = target.like(result.unsqueeze(0).to(target.c.dtype))
+    return target.assign(result)
 
 
 def argument(args: tuple, kwargs: dict, position: int, name: str, default: Any = None) -> Any:
     return args[position] if len(args) > position else kwargs.get(name, default)
 
 
+def pair(args: tuple, kwargs: dict) -> tuple[Any, Any]:
+    """The operands of a function of two, by position or by name."""
+    if len(args) > 1:
+        return args[0], args[1]
+    first = args[0] if args else kwargs["input"]
+    return first, kwargs["other"] if "other" in kwargs else kwargs["mat2"]
+
+
+def bound(names: str, func: Callable[..., Any], args: tuple, kwargs: dict, **defaults: Any) -> list[Any]:
+    """The values of `names`, given by position or by name; an option that is not among them is refused."""
+    known = names.split()
+    values = defaults | dict(zip(known, args, strict=False)) | kwargs
+    extra = [k for k, v in values.items() if k not in known and v is not None and not k.startswith("_")]
+    if extra or len(args) > len(known):
+        what = ", ".join(f"{k}=" for k in extra) or f"{len(args)} arguments"
+        raise MissingRuleError(f"{name_of(func)} with {what} on a series: not covered; write it out without")
+    return [values.get(name) for name in known]
+
+
 def register_rule(
     func: Callable[..., Any],
     handler: Handler | None = None,
     *,
-    linear: bool = False,  # noqa: F811  (says what the map is; the module of that name is another thing)
+    linear: bool = False,  # what the map is; the module of that name is another thing
 ) -> Callable[..., Any]:
     """Say what `func` does to a series: a handler, or `linear=True` for a linear map of its tensor arguments.
 
@@ -87,4 +112,9 @@ def register_rule(
     return func
 
 
-from . import attention, composed, elementwise, linear, meta, norm, piecewise, pooling, products  # noqa: E402, F401
+HOMES = (
+    "analytic attention composed contractions elementwise jointly linear losses meta norm piecewise pooling products "
+    "recurrent refused selection statistics steps"
+).split()
+for _home in HOMES:
+    import_module(f"{__name__}.{_home}")

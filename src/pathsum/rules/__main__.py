@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..series import RULES
+from . import HOMES
 
 HEAD = """# What a series can pass through
 
@@ -23,18 +24,9 @@ def page() -> str:
         name = getattr(owner, "__name__", "") if getter else getattr(func, "__name__", "")
         inner = getattr(handler, "handler", handler)
         home = inner.__module__.rsplit(".", 1)[-1]
-        if home in (
-            "linear",
-            "products",
-            "norm",
-            "pooling",
-            "attention",
-            "elementwise",
-            "piecewise",
-            "composed",
-            "meta",
-        ):
+        if home in HOMES:
             plain = name if name.startswith("__") else name.rstrip("_")
+            plain = plain.removeprefix("linalg_").removeprefix("fft_")
             if not plain.startswith(("__i", "special_")):
                 groups.setdefault(home, set()).add(plain)
     parts = [HEAD]

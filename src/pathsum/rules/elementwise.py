@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..coefficients import Space, add_coeffs, cauchy, needs_grad, pad
-from ..series import Series, missing
+from ..coefficients import Space, add_coeffs, cauchy, fits, multiply_into, needs_grad, pad
+from ..series import Series
 from . import argument, overwrite, rule
 
 Coeffs = Callable[[Tensor, Space], Tensor]  # Taylor coefficients of φ(a)
@@ -59,11 +59,14 @@ def orders(c: Tensor, space: Space) -> int:
     return 1 if len(c) == 1 else space.slots
 
 
-def _minus_square(y: list[Tensor], k: int, start: Tensor) -> Tensor:
-    """start − [y²]_k, in the memory of start."""
-    for j in range((k + 1) // 2):
-        start.addcmul_(y[j], y[k - j], value=-2)
-    return start if k % 2 else start.addcmul_(y[k // 2], y[k // 2], value=-1)
+def _minus_square(y: list[Tensor], k: int) -> Tensor:
+    """−[y²]_k."""
+    if k == 0:
+        return -(y[0] * y[0])
+    out = (y[0] * y[k]).mul_(-2)
+    for j in range(1, (k + 1) // 2):
+        out.addcmul_(y[j], y[k - j], value=-2)
+    return out if k % 2 else out.addcmul_(y[k // 2], y[k // 2], value=-1)
 
 
 def exp(c: Tensor, space: Space) -> Tensor:
@@ -72,13 +75,13 @@ def exp(c: Tensor, space: Space) -> Tensor:
 
 def tanh(c: Tensor, space: Space) -> Tensor:
     def slope(k: int, y: list[Tensor]) -> Tensor:
-        return _minus_square(y, k, torch.zeros_like(y[0]) if k else torch.ones_like(y[0]))
+        return _minus_square(y, k) if k else 1 - y[0] * y[0]
 
     return recurrence(c, c[0].tanh(), slope, orders(c, space))
 
 
 def sigmoid(c: Tensor, space: Space) -> Tensor:
-    return recurrence(c, c[0].sigmoid(), lambda k, y: _minus_square(y, k, y[k].clone()), orders(c, space))
+    return recurrence(c, c[0].sigmoid(), lambda k, y: _minus_square(y, k).add_(y[k]), orders(c, space))
 
 
 def log(c: Tensor, space: Space) -> Tensor:
@@ -92,6 +95,8 @@ def power(c: Tensor, p: float, space: Space) -> Tensor:
         if p == 0:
             return torch.ones_like(c[:1])
         square = c.clone() if p == 1 else cauchy(c, c, space)
+        if p == 3 and fits(square, c, space) and not (torch.is_grad_enabled() and needs_grad(c)):
+            return multiply_into(square, c)
         return square if p <= 2 else cauchy(square, c if p == 3 else square, space)
     m = orders(c, space)
     y = Orders(c[0].pow(p), m, c)
@@ -121,7 +126,7 @@ def softplus(c: Tensor, space: Space) -> Tensor:
 
 def gelu(c: Tensor, space: Space) -> Tensor:
     phi = erf(c * math.sqrt(0.5), space) * 0.5
-    phi[0] += 0.5
+    phi[0].add_(0.5)
     return cauchy(c, phi, space)
 
 
@@ -129,7 +134,7 @@ def gelu_tanh(c: Tensor, space: Space) -> Tensor:
     cube = cauchy(cauchy(c, c, space), c, space)
     inner = add_coeffs(cube * 0.044715, c) * math.sqrt(2 / math.pi)
     phi = tanh(inner, space) * 0.5
-    phi[0] += 0.5
+    phi[0].add_(0.5)
     return cauchy(c, phi, space)
 
 
@@ -180,7 +185,7 @@ def gated(x: Series, phi: Callable[[Tensor], Tensor], slope: float, strength: in
     g = (phi(v) - at_zero) / torch.where(zero, torch.ones_like(v), v)
     out = x.times(torch.where(zero, torch.full_like(v, slope), g))
     if float(at_zero):
-        out[0] += at_zero
+        out[0].add_(at_zero)
     return x.like(out, gate=strength)
 
 
@@ -231,16 +236,28 @@ def _gelu(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     return smooth(x, lambda v: F.gelu(v, approximate=approximate), taylor, 0.5, 1)
 
 
+def ratio_gated(x: Series, phi: Callable[[Tensor], Tensor], strength: int) -> Series:
+    """a·(φ(v)/v), for functions whose φ(0) is no number or need not be known; where v = 0 all of φ is of order 0."""
+    v = x.base()
+    value, zero = phi(v), v == 0
+    out = x.c * torch.where(zero, torch.zeros_like(value), value / v)
+    if bool(zero.any()):
+        out[0] = torch.where(zero, value, out[0])
+        out[1:] = torch.where(zero, torch.zeros_like(value), out[1:])
+    return x.like(out, gate=strength)
+
+
 @rule("log", "sqrt", "rsqrt", "pow", "__pow__", "square")
 def _powers(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    """log and powers; gated: a·(φ(v)/v), so no φ(0) is needed."""
-    x = args[0] if args else kwargs["input"]
+    """log and powers; gated: a·(φ(v)/v)."""
     name = func.__name__.strip("_")
-    p = argument(args, kwargs, 1, "exponent") if name == "pow" else {"sqrt": 0.5, "rsqrt": -0.5}.get(name, 2.0)
-    if not isinstance(x, Series) or isinstance(p, Tensor):
-        missing(func)
+    x, p = args[0] if args else kwargs["input"], {"sqrt": 0.5, "rsqrt": -0.5}.get(name, 2.0)
+    if name == "pow":
+        p = argument(args, kwargs, 1, "exponent")
+        if not isinstance(x, Series) or isinstance(p, Tensor):
+            from .composed import general_power
+
+            return general_power(x, p)
     if x.space.gated:
-        v = x.base()
-        value = v.log() if name == "log" else v.pow(p)
-        return x.like(x.c * torch.where(v == 0, torch.zeros_like(v), value / v), gate=1)
+        return ratio_gated(x, torch.log if name == "log" else lambda v: v.pow(p), 1)
     return x.like(log(x.c, x.space) if name == "log" else power(x.c, float(p), x.space), gate=1)

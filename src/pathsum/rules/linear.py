@@ -10,19 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..coefficients import add_coeffs, align, pad
-from ..errors import ModeError
+from ..errors import MissingRuleError, ModeError
 from ..series import RULES, Series
-from . import argument, overwrite, rule
+from . import argument, bound, overwrite, pair, rule
 
 VIEWS = (
     "unflatten squeeze movedim moveaxis expand expand_as view_as reshape_as narrow select unbind tensor_split t "
     "diagonal unfold ravel detach broadcast_to split_with_sizes adjoint hsplit vsplit dsplit"
 ).split()
 LINEAR = (
-    "sum mean neg negative positive flip fliplr flipud roll tril triu cumsum diff repeat repeat_interleave tile "
+    "sum mean neg negative positive flip fliplr flipud roll tril triu cumsum repeat repeat_interleave tile "
     "clone cat concat concatenate stack hstack vstack dstack index_select gather take_along_dim rot90 diag_embed "
-    "trace to type float double half bfloat16 type_as cpu cuda pixel_shuffle pixel_unshuffle channel_shuffle fold "
-    "interpolate upsample real conj resolve_conj resolve_neg nansum"
+    "trace pixel_shuffle pixel_unshuffle channel_shuffle fold real conj resolve_conj resolve_neg nansum nanmean"
 ).split()
 
 
@@ -78,6 +77,8 @@ def linear(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
 def viewing(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     """A view: the series made shares memory, so that an in-place change of one marks the other stale."""
     x = args[0] if args else kwargs["input"]
+    if not isinstance(x, Series):  # a plain tensor seen in the shape of a series
+        return func(x, *(a.c[0] if isinstance(a, Series) else a for a in args[1:]), **kwargs)
     out = linear(func, args, kwargs)
     return x.view_of(out.c) if isinstance(out, Series) else type(out)(x.view_of(o.c) for o in out)
 
@@ -164,6 +165,18 @@ def average_pool(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     return x.like(out.unflatten(0, x.c.shape[:2]))
 
 
+@rule("interpolate", "upsample")
+def interpolate(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
+    """Orders folded into the batch."""
+    x, rest = args[0] if args else kwargs["input"], {k: v for k, v in kwargs.items() if k != "input"}
+    return x.like(func(x.c.flatten(0, 1), *args[1:], **rest).unflatten(0, x.c.shape[:2]))
+
+
+@rule("__reversed__")
+def reversed_(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
+    return args[0].flip(0)
+
+
 @rule("__getitem__")
 def getitem(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     x, index = args
@@ -184,11 +197,8 @@ def setitem(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     source = coefficients(value, owner)
     m = max(len(target), len(source))
     target, source = pad(target, m).clone(), pad(source, m)
-    if source.ndim == 1:
-        for k in range(m):
-            target[(k, *parts)] = source[k]
-    else:
-        target[(slice(None), *parts)] = source
+    for k in range(m):
+        target[(k, *parts)] = source[k]
     return overwrite(x, owner.like(target))
 
 
@@ -211,19 +221,37 @@ def coefficients(x: Any, like: Series) -> Tensor:
 
 @rule("add")
 def add(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    a, b = args[:2] if len(args) > 1 else (args[0], kwargs["other"])
+    a, b = pair(args, kwargs)
     like = a if isinstance(a, Series) else b
     if isinstance(a, Series) and not isinstance(b, Tensor) and a.c.is_floating_point():
         c = a.own_memory()
         c = a.c.clone() if c is None else c
-        c[0] += kwargs.get("alpha", 1) * b
+        c[0].add_(kwargs.get("alpha", 1) * b)
         return a.like(c)
-    return like.like(add_coeffs(coefficients(a, like), coefficients(b, like), kwargs.get("alpha", 1)))
+    alpha = kwargs.get("alpha", 1)
+    for x, other in ((a, b), (b, a)) if alpha == 1 else ((a, b),):
+        own = add_into(x, coefficients(other, like), alpha) if isinstance(x, Series) else None
+        if own is not None:
+            return like.like(own)
+    return like.like(add_coeffs(coefficients(a, like), coefficients(b, like), alpha))
+
+
+def add_into(x: Series, c: Tensor, alpha: float) -> Tensor | None:
+    """The coefficients of x + alpha·c in the memory of x, where they may and do fit there."""
+    if not x.free or x.c.dtype != c.dtype or x.m < len(c) or c.ndim > x.c.ndim:
+        return None
+    c = align(c, x.c.ndim - 1)
+    if torch.broadcast_shapes(x.c.shape[1:], c.shape[1:]) != x.c.shape[1:]:
+        return None
+    own = x.own_memory(c)
+    if own is not None:
+        own[: len(c)].add_(c, alpha=alpha)
+    return own
 
 
 @rule("sub", "subtract")
 def sub(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    a, b = args[:2] if len(args) > 1 else (args[0], kwargs["other"])
+    a, b = pair(args, kwargs)
     like = a if isinstance(a, Series) else b
     return like.like(add_coeffs(coefficients(a, like), coefficients(b, like), -kwargs.get("alpha", 1)))
 
@@ -236,7 +264,12 @@ def rsub(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
 @rule("where")
 def where(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     """A choice by a plain mask (comparisons of series give one: they are locally constant)."""
-    mask, a, b = args if func is not torch.Tensor.where else (args[1], args[0], args[2])
+    if func is torch.Tensor.where:
+        a, mask, b = bound("input condition other", func, args, kwargs)
+    else:
+        mask, a, b = bound("condition input other", func, args, kwargs)
+    if isinstance(mask, Series):
+        raise MissingRuleError("torch.where on a condition that is itself a series: compare it first, as in x != 0")
     like = a if isinstance(a, Series) else b
     ca, cb = coefficients(a, like), coefficients(b, like)
     m, ndim = max(len(ca), len(cb)), max(ca.ndim, cb.ndim, mask.ndim + 1) - 1
@@ -245,15 +278,17 @@ def where(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
 
 @rule("masked_fill")
 def masked_fill(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    x, mask, value = args
+    x, mask, value = bound("input mask value", func, args, kwargs)
     return where(torch.where, (mask, value, x), {})
 
 
-@rule("pad")
+@rule("pad", "constant_pad_nd")
 def padding(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    x, widths = args[:2] if len(args) > 1 else (args[0] if args else kwargs["input"], kwargs["pad"])
-    mode = argument(args, kwargs, 2, "mode", "constant")
-    value = argument(args, kwargs, 3, "value", 0.0) or 0.0
+    if func is torch.constant_pad_nd:
+        x, widths, value = bound("input pad value", func, args, kwargs)
+        mode = "constant"
+    else:
+        x, widths, mode, value = bound("input pad mode value", func, args, kwargs, mode="constant")
     if mode != "constant":
         return linear(func, (x, widths), {"mode": mode})
     out = F.pad(x.c, tuple(widths))
@@ -264,7 +299,7 @@ def padding(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
 
 @rule("linear")
 def dense(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    x, weight = args[:2] if len(args) > 1 else (args[0], kwargs["weight"])
+    x, weight = args[:2] if len(args) > 1 else (args[0] if args else kwargs["input"], kwargs["weight"])
     bias = argument(args, kwargs, 2, "bias")
     if not isinstance(x, Series) or isinstance(weight, Series):
         from .products import matmul
@@ -277,20 +312,20 @@ def dense(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
 def with_bias(c: Tensor, bias: Tensor | None) -> Tensor:
     """Add a bias to order 0."""
     if bias is not None:
-        c[0] += bias
+        c[0].add_(bias)
     return c
 
 
 def joined_with_bias(x: Series, block: Tensor, bias: Tensor | None) -> Series:
     """Add a bias to the real value and to order 0 of a block that holds both."""
     if bias is not None:
-        block[:2] += bias
+        block[:2].add_(bias)
     return Series.joined(block, x.space)
 
 
 def convolution(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     """Orders folded into the batch: one larger convolution, in the layout the processor likes."""
-    x, weight = args[:2]
+    x, weight = args[0] if args else kwargs["input"], args[1] if len(args) > 1 else kwargs["weight"]
     bias = argument(args, kwargs, 2, "bias")
     rest = {k: v for k, v in kwargs.items() if k not in ("bias", "input", "weight")} if kwargs else kwargs
     if not isinstance(x, Series):
@@ -327,10 +362,10 @@ def addmm(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     return out.like(with_bias(out.c, bias if beta == 1 else beta * bias))
 
 
-@rule("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+@rule("feature_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 def dropout(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     x = args[0] if args else kwargs["input"]
-    p, training = argument(args, kwargs, 1, "p", 0.5), argument(args, kwargs, 2, "training", True)
+    p, training = argument(args, kwargs, 1, "p", 0.5), argument(args, kwargs, 2, "training", kwargs.get("train", True))
     if training and p:
         raise ModeError(f"dropout with p={p} in train mode: a series needs one fixed function; call model.eval() first")
     return x

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..series import RULES
+from ..series import ABOUT, RULES
 from . import rule
 
 QUESTIONS = (
@@ -29,6 +29,12 @@ def ask(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     return func(args[0].c[0], *args[1:], **kwargs)
 
 
+@rule("stride", "storage_offset")
+def layout(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    """A series is laid out as suits its rules; to the model it is contiguous."""
+    return func(torch.empty(args[0].c.shape[1:], device="meta"), *args[1:], **kwargs)
+
+
 for _name in GETTERS:
     if hasattr(torch.Tensor, _name):
         RULES[getattr(torch.Tensor, _name).__get__] = ask
@@ -37,5 +43,7 @@ RULES[torch.is_tensor] = lambda func, args, kwargs: True
 
 @rule("is_contiguous")
 def is_contiguous(func: Callable[..., Any], args: tuple, kwargs: dict) -> bool:
-    """A series is laid out as suits its rules; to the model it is contiguous."""
     return True
+
+
+ABOUT.update((ask, layout, is_contiguous))

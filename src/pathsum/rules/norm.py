@@ -43,13 +43,15 @@ def batch_norm(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
 
 def standardize(x: Series, c: Tensor, dims: tuple[int, ...], eps: float, *, center: bool = True) -> Tensor:
     """(c − mean)/√(var + eps) over `dims` of the coefficients."""
+    if c.is_complex():
+        raise NotImplementedError("norms are of real numbers")
     if center:
         c = c - c.mean(dims, keepdim=True)
     if x.space.gated:
         value = c.sum(0, keepdim=True)
         return c * torch.rsqrt(value.square().mean(dims, keepdim=True) + eps)
     var = cauchy(c, c, x.space).mean(dims, keepdim=True)
-    var[0] += eps
+    var[0].add_(eps)
     return cauchy(c, power(var, -0.5, x.space), x.space)
 
 

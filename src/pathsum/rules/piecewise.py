@@ -1,4 +1,4 @@
-"""Functions in pieces: ReLU and its kin, clamps, maxima, comparisons.
+"""Functions linear in pieces: ReLU and its kin, clamps, the larger of two.
 
 Taylor: a piece is chosen by the sign of the first nonzero coefficient of the distance to a kink, which is the one-sided
 expansion t → 0⁺. Gated: by the value.
@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..coefficients import add_coeffs, align, lex_sign, pad
-from ..series import CannotCarry, Series
-from . import argument, overwrite, rule
+from ..errors import ModeError
+from ..series import Series
+from . import argument, bound, overwrite, rule
 from .elementwise import exp, gated
 from .linear import coefficients
 
@@ -35,7 +36,7 @@ def piecewise(
         offset = torch.where(above, off, offset)
     out = x.times(gate)
     if any(isinstance(o, Tensor) or o != 0 for o in offsets):
-        out[0] += offset
+        out[0].add_(offset)
     return x.like(out, gate=strength)
 
 
@@ -71,7 +72,7 @@ def leaky_relu(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
 
 @rule("prelu")
 def prelu(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    x, weight = args[:2]
+    x, weight = bound("input weight", func, args, kwargs)
     if weight.numel() > 1:
         weight = weight.view(-1, *(1,) * (x.c.ndim - 3))
     return piecewise(x, (0,), (weight, torch.ones_like(weight)), (0, 0))
@@ -91,6 +92,10 @@ def clamp(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     low = kwargs.get("min", kwargs.get("min_val", args[1] if len(args) > 1 else low))
     high = kwargs.get("max", kwargs.get("max_val", args[2] if len(args) > 2 else high))
     out = x
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        out = out if low is None else extremum(torch.maximum, (out, torch.as_tensor(low)), {})
+        out = out if high is None else extremum(torch.minimum, (out, torch.as_tensor(high)), {})
+        return overwrite(x, out) if kwargs.get("inplace") else out
     if low is not None:
         out = piecewise(out, (low,), (0.0, 1.0), (low, 0.0))
     if high is not None:
@@ -101,12 +106,51 @@ def clamp(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
 @rule("clamp_min", "clamp_max")
 def clamp_one(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     side = func.__name__.removeprefix("clamp_").rstrip("_")
-    return clamp(torch.clamp, args[:1], {side: args[1] if len(args) > 1 else kwargs[side]})
+    x, limit = bound(f"input {side}", func, args, kwargs)
+    return clamp(torch.clamp, (x,), {side: limit})
 
 
 @rule("abs", "absolute", "__abs__")
 def absolute(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    return piecewise(args[0], (0,), (-1.0, 1.0), (0, 0))
+    x = args[0] if args else kwargs["input"]
+    if x.c.is_complex():
+        return (x.real * x.real + x.imag * x.imag).sqrt()
+    return piecewise(x, (0,), (-1.0, 1.0), (0, 0))
+
+
+@rule("threshold", "_threshold")
+def threshold(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
+    """a above the threshold, else a constant."""
+    x, point, value, inplace = bound("input threshold value inplace", func, args, kwargs)
+    out = piecewise(x, (point,), (0.0, 1.0), (value, 0.0))
+    return overwrite(x, out) if inplace else out
+
+
+@rule("hardshrink")
+def hardshrink(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
+    """a outside [−λ, λ], else 0."""
+    x, width = bound("input lambd", func, args, kwargs, lambd=0.5)
+    outside = beyond(x, width) | beyond(x.like(-x.c), width)
+    return x.like(x.times(outside.to(x.c.dtype)), gate=1)
+
+
+@rule("softshrink")
+def softshrink(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
+    """a moved towards 0 by λ, and 0 within it."""
+    x, width = bound("input lambd", func, args, kwargs, lambd=0.5)
+    return piecewise(x, (-width, width), (1.0, 0.0, 1.0), (width, 0.0, -width))
+
+
+@rule("rrelu")
+def rrelu(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
+    """LeakyReLU with the mean slope; its random slopes in train mode are refused."""
+    x, lower, upper, training, inplace = bound(
+        "input lower upper training inplace", func, args, kwargs, lower=1 / 8, upper=1 / 3
+    )
+    if training:
+        raise ModeError("rrelu in train mode draws random slopes: call model.eval() first")
+    out = piecewise(x, (0,), ((lower + upper) / 2, 1.0), (0, 0))
+    return overwrite(x, out) if inplace else out
 
 
 @rule("hardsigmoid")
@@ -138,37 +182,18 @@ def elu(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     else:
         above = beyond(x, 0)
         low = exp(torch.where(above, torch.zeros_like(x.c), x.c) * rate, x.space) * (alpha * scale)
-        low[0] -= alpha * scale
+        low[0].sub_(alpha * scale)
         out = x.like(torch.where(above, pad(x.c, len(low)) * scale, low), gate=1)
     inplace = argument(args, kwargs, 1 if name == "selu" else 2, "inplace", False)
     return overwrite(x, out) if inplace is True else out
 
 
-@rule("maximum", "minimum")
+@rule("maximum", "minimum", "fmax", "fmin")
 def extremum(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    a, b = args
+    a, b = bound("input other", func, args, kwargs)
     like = a if isinstance(a, Series) else b
-    sign = 1 if func.__name__ == "maximum" else -1
+    sign = 1 if func.__name__ in ("maximum", "fmax") else -1
     ca, cb = coefficients(a, like), coefficients(b, like)
     first = beyond(like.like(sign * add_coeffs(ca, cb, -1)), 0)
     m, ndim = max(len(ca), len(cb)), max(ca.ndim, cb.ndim) - 1
     return like.like(torch.where(first, align(pad(ca, m), ndim), align(pad(cb, m), ndim)))
-
-
-@rule("gt", "lt", "ge", "le", "greater", "less", "greater_equal", "less_equal", "eq", "ne")
-def compare(func: Callable[..., Any], args: tuple, kwargs: dict) -> Tensor:
-    """A plain mask: a comparison is locally constant. A tie is decided by the first nonzero coefficient."""
-    a, b = args
-    like = a if isinstance(a, Series) else b
-    if like.space.carry:
-        raise CannotCarry
-    difference = like.like(add_coeffs(coefficients(a, like), coefficients(b, like), -1))
-    sign = difference.base().sign() if like.space.gated else lex_sign(difference.c)
-    return func(sign, 0)
-
-
-@rule("sign", "sgn")
-def sign(func: Callable[..., Any], args: tuple, kwargs: dict) -> Tensor:
-    if args[0].space.carry:
-        raise CannotCarry
-    return args[0].base().sign() if args[0].space.gated else lex_sign(args[0].c)

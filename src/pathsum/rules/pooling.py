@@ -1,7 +1,9 @@
-"""Maxima: the winner is frozen at the value (gated), or is the first of the largest series (Taylor, ties included)."""
+"""Max pools: the winner is frozen at the value (gated), or is the first of the largest series (Taylor, ties included);
+and pools by norms."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,37 +11,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import MissingRuleError
-from ..series import CannotCarry, Series
-from . import RULES, argument, rule, spellings
+from ..series import Handler
+from . import bound, rule
+from .selection import places, ranks
+
+WINDOW = "input kernel_size stride padding dilation ceil_mode return_indices"
+ADAPTIVE = "input output_size return_indices"
 
 
-def winners(x: Series, windows: Tensor) -> Tensor:
-    """Index of the winner on the last axis of windows (m, …, size): lexicographic in the coefficients."""
-    if x.space.gated:
-        return windows.sum(0).argmax(-1)
-    alive = torch.ones_like(windows[0], dtype=torch.bool)
-    for ck in windows:
-        best = ck.masked_fill(~alive, -torch.inf).amax(-1, keepdim=True)
-        alive = alive & (ck == best)
-    return alive.to(torch.uint8).argmax(-1)
+def max_pool(name: str, names: str, dims: int) -> Handler:
+    """The handler of a max pool over `dims` axes: where it finds the largest, each coefficient is taken."""
+    search = getattr(F, name)
+
+    def handle(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        x, *options, return_indices = bound(names, func, args, kwargs)
+        given = {k: v for k, v in zip(names.split()[1:], options, strict=False) if v is not None}
+        exact = x.c.dtype in (torch.float32, torch.float64)  # places are whole numbers in this type
+        if name == "max_pool2d" and exact and not (x.space.gated or x.m == 1 or given.get("ceil_mode")):
+            batched = x.c if x.c.ndim == 5 else x.c.unsqueeze(1)
+            at = _first_winners(batched, given)
+            at = at if x.c.ndim == 5 else at.squeeze(0)
+        else:
+            plane = x.like(x.c.flatten(-dims))
+            at = search(ranks(plane, -1).unflatten(-1, x.c.shape[-dims:]), **given, return_indices=True)[1]
+        taken = at.flatten(-dims)
+        out = x.c.flatten(-dims).gather(-1, taken.expand(x.m, *taken.shape)).unflatten(-1, at.shape[-dims:])
+        if return_indices or "with_indices" in func.__name__:
+            return x.like(out), places(x, at)
+        return x.like(out)
+
+    return handle
 
 
-def max_pool2d(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-    given = dict(zip(names, args, strict=False)) | kwargs
-    x = given.pop("input")
-    if given.pop("return_indices", False):
-        raise MissingRuleError("max_pool2d with return_indices=True on a series: pool without indices instead")
-    m = len(x.c)
-    batched = x.c if x.c.ndim == 5 else x.c.unsqueeze(1)
-    if x.space.gated or m == 1:
-        _, at = F.max_pool2d(batched.sum(0), **given, return_indices=True)
-    else:
-        at = _first_winners(batched, given)
-    flat = batched.flatten(-2)
-    out = flat.gather(-1, at.flatten(-2).expand(m, *at.shape[:-2], -1)).unflatten(-1, at.shape[-2:])
-    return x.like(out if x.c.ndim == 5 else out.squeeze(1))
+for _dims in (1, 2, 3):
+    for _name, _names in ((f"max_pool{_dims}d", WINDOW), (f"adaptive_max_pool{_dims}d", ADAPTIVE)):
+        rule(_name, f"{_name}_with_indices")(max_pool(_name, _names, _dims))
 
 
 def _first_winners(c: Tensor, options: dict) -> Tensor:
@@ -49,15 +55,12 @@ def _first_winners(c: Tensor, options: dict) -> Tensor:
     places = torch.arange(height * width, device=c.device, dtype=c.dtype).view(1, 1, height, width)
     kernel = options["kernel_size"]
     size = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)
-    stride = options.get("stride") or size
     fold = {
         "kernel_size": size,
-        "stride": stride,
+        "stride": options.get("stride") or size,
         "padding": options.get("padding", 0),
         "dilation": options.get("dilation", 1),
     }
-    if options.get("ceil_mode"):
-        return at  # unfold has no ceil mode; ties there go to the first, as in max_pool2d itself
 
     def windows(image: Tensor) -> Tensor:
         return F.unfold(image, **fold).unflatten(1, (image.shape[1], -1))  # (batch, channels, window, places)
@@ -73,36 +76,15 @@ def _first_winners(c: Tensor, options: dict) -> Tensor:
     return index.squeeze(2).view_as(at).long()
 
 
-RULES[F.max_pool2d] = max_pool2d
-for _func in spellings("max_pool2d"):
-    RULES[_func] = max_pool2d
-
-
-@rule("amax", "max")
-def amax(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-    x = args[0] if args else kwargs["input"]
-    dim = argument(args, kwargs, 1, "dim")
-    if isinstance(dim, Series) or (isinstance(x, Tensor) and isinstance(dim, Tensor)):
-        from .piecewise import extremum
-
-        return extremum(torch.maximum, (x, dim), {})
-    keep = argument(args, kwargs, 2, "keepdim", False)
-    if dim is None or (isinstance(dim, tuple | list) and len(dim) != 1):
-        dims = range(x.c.ndim - 1) if dim is None or not dim else [d % (x.c.ndim - 1) for d in dim]
-        rest = [d for d in range(x.c.ndim - 1) if d not in dims]
-        c = x.c.permute(0, *(d + 1 for d in rest), *(d + 1 for d in dims)).flatten(len(rest) + 1)
-        out = c.gather(-1, winners(x, c).unsqueeze(-1).expand(*c.shape[:-1], 1)).squeeze(-1)
-        for d in sorted(dims) if keep else ():
-            out = out.unsqueeze(d + 1)
-        return x.like(out)
-    axis = (dim if isinstance(dim, int) else dim[0]) % (x.c.ndim - 1) + 1
-    c = x.c.movedim(axis, -1)
-    at = winners(x, c).unsqueeze(-1)
-    out = c.gather(-1, at.expand(*c.shape[:-1], 1)).movedim(-1, axis)
-    if func.__name__ != "amax" and x.space.carry:  # the indices say nothing of the real value's
-        raise CannotCarry
-    at = at.movedim(-1, axis - 1)
-    values = x.like(out if keep else out.squeeze(axis))
-    if func.__name__ == "amax":
-        return values
-    return torch.return_types.max((values, at if keep else at.squeeze(axis - 1)))
+@rule("lp_pool1d", "lp_pool2d", "lp_pool3d")
+def lp_pool(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    """(Σ a^p)^(1/p) over windows, max|a| for p = ∞."""
+    x, p, size, stride, ceil_mode = bound("input norm_type kernel_size stride ceil_mode", func, args, kwargs)
+    dims = int(func.__name__[-2])
+    kernel = (size,) * dims if isinstance(size, int) else tuple(size)
+    if abs(p) == math.inf:
+        pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[dims]
+        return math.copysign(1, p) * pool(math.copysign(1, p) * x.abs(), size, stride, 0, 1, bool(ceil_mode))
+    average = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[dims]
+    mean = average(x**p, kernel, stride if stride is not None else kernel, 0, bool(ceil_mode))
+    return (mean * math.prod(kernel)) ** (1 / p)

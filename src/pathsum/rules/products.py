@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..coefficients import add_coeffs, align, cauchy, shift
+from ..coefficients import add_coeffs, align, cauchy, fits, multiply_into, shift
 from ..errors import MissingRuleError
 from ..series import Series
-from . import rule
+from . import pair, rule
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -35,7 +35,7 @@ def bilinear(a: Any, b: Any, product: Product) -> Series:
 
 @rule("mul", "multiply")
 def mul(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    a, b = args[:2] if len(args) > 1 else (args[0], kwargs["other"])
+    a, b = pair(args, kwargs)
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         x, number = (a, b) if isinstance(a, Series) else (b, a)
         return x.like(x.times(number))
@@ -43,6 +43,11 @@ def mul(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
         by, x = (a, b) if a.c.ndim == 1 else (b, a)
         if not by.space.gated or is_variable(by):
             return scalar_product(by, x)
+    if isinstance(a, Series) and isinstance(b, Series) and a is not b and not a.space.gated:
+        for x, other in ((a, b), (b, a)):
+            own = x.own_memory(other.c) if fits(x.c, other.c, x.space) else None
+            if own is not None:
+                return a.like(multiply_into(own, other.c))
     return bilinear(a, b, torch.mul)
 
 
@@ -62,12 +67,11 @@ def scalar_product(t: Series, x: Series) -> Series:
 
 @rule("div", "divide", "true_divide")
 def div(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    from ..errors import MissingRuleError
     from .elementwise import power
 
     if kwargs.get("rounding_mode"):
         raise MissingRuleError("division with rounding_mode on a series: it is piecewise constant; divide, then round")
-    a, b = args[:2] if len(args) > 1 else (args[0], kwargs["other"])
+    a, b = pair(args, kwargs)
     if not isinstance(b, Series):
         return a.like(a.c / b) if not isinstance(b, Tensor) else a.like(align(a.c, b.ndim) / b)
     if b.space.gated:
@@ -79,7 +83,8 @@ def div(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
 
 @rule("reciprocal")
 def reciprocal(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    return div(torch.div, (torch.ones((), dtype=args[0].c.dtype), args[0]), {})
+    x = args[0] if args else kwargs["input"]
+    return div(torch.div, (torch.ones((), dtype=x.c.dtype), x), {})
 
 
 @rule("__rdiv__", "__rtruediv__")
@@ -89,11 +94,11 @@ def rdiv(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
 
 @rule("matmul", "bmm", "mm", "__matmul__")
 def matmul(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    a, b = args[:2] if len(args) > 1 else (args[0], kwargs.get("mat2", kwargs.get("other")))
-    if min(a.ndim, b.ndim) == 1 and not (isinstance(a, Series) and isinstance(b, Series)):
-        from .linear import linear
-
-        return linear(torch.matmul, (a, b), {})
+    a, b = pair(args, kwargs)
+    if min(a.ndim, b.ndim) == 1:  # vectors as matrices of one row or column
+        out: Any = (a.unsqueeze(0) if a.ndim == 1 else a) @ (b.unsqueeze(-1) if b.ndim == 1 else b)
+        out = out.squeeze(-1) if b.ndim == 1 else out
+        return out.squeeze(-1 if b.ndim == 1 else -2) if a.ndim == 1 else out
     return bilinear(a, b, torch.matmul)
 
 
@@ -109,33 +114,3 @@ def addcmul(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     x, a, b = args[:3]
     product = a * b
     return add(torch.add, (x, product), {"alpha": kwargs.get("value", 1)})
-
-
-def _pairs(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Coefficients in pairs, a single one with each of the others."""
-    return [(x[i % len(x)], y[i % len(y)]) for i in range(max(len(x), len(y)))]
-
-
-@rule("einsum")
-def einsum(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    """An einsum with one or two series factors."""
-    equation = args[0]
-    operands = list(args[1]) if len(args) == 2 and isinstance(args[1], list | tuple) else list(args[1:])
-    at = [i for i, x in enumerate(operands) if isinstance(x, Series)]
-
-    def product(*values: Tensor) -> Tensor:
-        full = list(operands)
-        for i, v in zip(at, values, strict=True):
-            full[i] = v
-        return torch.einsum(equation, *full)
-
-    first = operands[at[0]]
-    if len(at) == 1:
-        return first.like(torch.stack([product(ck) for ck in first.c]))
-    if len(at) == 2:
-        a, b = (operands[i] for i in at)
-        if a.space.gated:
-            operands[at[0]], operands[at[1]] = freeze_one(a, b)
-            return einsum(func, (equation, operands), kwargs)
-        return first.like(cauchy(a.c, b.c, a.space, lambda x, y: torch.stack([product(p, q) for p, q in _pairs(x, y)])))
-    raise MissingRuleError(f"einsum('{equation}') of {len(at)} series: write it as products of two")

@@ -11,6 +11,8 @@ from types import FrameType
 import torch
 from torch import nn
 
+from pathsum.training.options import Precision
+
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
@@ -70,6 +72,23 @@ def private_randomness(seed: int, device: torch.device) -> Iterator[None]:
     finally:
         for generator, state in before:
             generator.set_state(state)
+
+
+@contextmanager
+def tensor_cores(precision: Precision) -> Iterator[None]:
+    """Allow a GPU's TF32 for a while where that is asked for, and forbid it where it is not."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def autocast(precision: Precision, device: torch.device, *, cache: bool = True) -> torch.autocast:
+    """The context of a forward pass: bfloat16 where that is asked for."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=cache)
 
 
 @contextmanager

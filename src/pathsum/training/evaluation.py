@@ -31,7 +31,7 @@ def evaluate_until(
     """`evaluate`, or None as soon as `stopped()`."""
     if not len(split):
         raise DataError(f"{dataset.name}: no images to evaluate on; raise the limit on test images")
-    device = next(model.parameters(), split.images).device
+    device, dtype = placement(model)
     split = to_device(split, device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -40,12 +40,18 @@ def evaluate_until(
             if stopped():
                 return None
             rows = slice(start, start + batch_size)
-            logits = model(normalize(split.images[rows], dataset.mean, dataset.std))
+            logits = model(normalize(split.images[rows], dataset.mean, dataset.std, dtype=dtype))
             check_logits(logits, dataset)
             labels = split.labels[rows]
-            loss += F.cross_entropy(logits, labels, reduction="sum")
+            loss += F.cross_entropy(logits.to(dtype), labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
     return loss.item() / len(split), correct.item() / len(split)
+
+
+def placement(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """The device of a model, and the type of number it takes; the CPU and float32 where nothing says otherwise."""
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return like.device, like.dtype
 
 
 def check_logits(logits: Tensor, dataset: Dataset) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from pathsum.data import Split, steps_per_epoch
 from pathsum.errors import PathsumError
 
+Precision = Literal["fp32", "tf32", "bf16"]
 DEFAULT_STEPS = 1000
 FREE = ("threads", "tensorboard", "checkpoint_every")  # may differ on resuming: they leave the rows alone
 
@@ -55,6 +55,8 @@ class TrainOptions:
     """Also write the rows for TensorBoard."""
     threads: int | None = None
     """CPU threads; by default PyTorch's setting is left alone."""
+    precision: Precision = "fp32"
+    """Arithmetic of convolutions and matrix products: fp32, tf32 (on GPUs), or bf16 by autocast; weights stay fp32."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -71,10 +73,16 @@ class TrainOptions:
             raise PathsumError(f"epochs is {self.epochs}, expected a positive number")
         if self.optimizer not in ("sgd", "adamw"):
             raise PathsumError(f"optimizer is {self.optimizer!r}, expected 'sgd' or 'adamw'")
+        if self.precision not in get_args(Precision):
+            raise PathsumError(f"precision is {self.precision!r}, expected 'fp32', 'tf32' or 'bf16'")
         for name in ("momentum", "weight_decay", "frozen_tolerance"):
             value, limit = getattr(self, name), 1 if name == "momentum" else math.inf
             if not 0 <= value < limit:
                 raise PathsumError(f"{name} is {value}, expected 0 <= {name} < {limit}")
+
+    def padding(self, height: int) -> int:
+        """Pixels of border for the crops of images of that height."""
+        return height // 8 if self.crop_pad is None else self.crop_pad
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +101,8 @@ class TrainConfig(TrainOptions):
         if not 0 <= self.lr < math.inf:
             raise PathsumError(f"lr is {self.lr}, expected a finite number, 0 or more")
 
-    def num_steps(self, split: Split) -> int:
-        """How many optimizer steps this asks for on `split`."""
+    def num_steps(self, per_epoch: int) -> int:
+        """How many optimizer steps this asks for, where an epoch has `per_epoch`."""
         if self.epochs is not None:
-            return max(1, round(self.epochs * steps_per_epoch(split, self.batch_size)))
+            return max(1, round(self.epochs * per_epoch))
         return self.steps or DEFAULT_STEPS

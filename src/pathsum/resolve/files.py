@@ -1,59 +1,27 @@
-"""MODEL on the command line: from one word to a network, by a table of the forms a word can have."""
+"""MODEL as files: a checkpoint that pathsum wrote, or a function in a Python file."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Literal
 
 from torch import nn
 
-from pathsum.errors import CheckpointError, PathsumError
+from pathsum.errors import PathsumError
 
-
-@dataclass(frozen=True)
-class Target:
-    """A network to look at, in eval mode, and what is known of it."""
-
-    model: nn.Module
-    name: str  # short, good for a folder
-    about: str  # one line: what it is and where it came from
-    record: dict[str, Any] = field(default_factory=dict)  # of a checkpoint: its configuration and its data
-
-
-@dataclass(frozen=True)
-class Form:
-    """One way to write MODEL: which words it covers, and how such a word becomes a network."""
-
-    usage: str
-    matches: Callable[[str], bool]
-    load: Callable[[str, Path | None], Target]
-
-
-def resolve(word: str, *, weights: Path | None = None) -> Target:
-    """Return the network that `word` names; `weights` is the safetensors file for a `FILE.py:FUNCTION`.
-
-    Raises PathsumError for a word of no known form, or a function that is missing, fails or returns no module;
-    CheckpointError for weights that are missing, damaged, or of another network.
-    """
-    for form in FORMS:
-        if form.matches(word):
-            return form.load(word, weights)
-    forms = "; ".join(form.usage for form in FORMS)
-    raise PathsumError(f"cannot tell what MODEL {word!r} is: nothing lies there; give {forms}")
+from .target import Target, check_safetensors, refuse_weights
 
 
 def from_checkpoint(word: str, weights: Path | None) -> Target:
     """A network that pathsum trained."""
     from pathsum.runs import load_model
 
-    if weights is not None:
-        raise PathsumError(f"--weights does not go with {word}, which has its own; leave one of the two out")
+    refuse_weights(word, weights)
     path = Path(word)
     model, record = load_model(path)
     config = record.get("config") or {}
@@ -89,15 +57,16 @@ def from_function(word: str, weights: Path | None) -> Target:
         )
     about = f"{type(model).__name__} from {word}"
     if weights is None:
-        return Target(model.eval(), name, f"{about}, weights as {name}() leaves them")
-    if weights.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{weights} is not a .safetensors file, the only format that is read (pickles can run code); "
-            "convert it with safetensors.torch.save_file"
-        )
+        return Target(model.eval(), name, f"{about}, weights as {name}() leaves them", takes=kind_of(model))
+    check_safetensors(weights)
     tensors, _ = read_tensors(weights)
     load_state(model, tensors, weights)
-    return Target(model.eval(), name, f"{about}, weights {weights}")
+    return Target(model.eval(), name, f"{about}, weights {weights}", takes=kind_of(model))
+
+
+def kind_of(model: nn.Module) -> Literal["text"] | None:
+    """Text, where a model says (as those of transformers do) that its main input is tokens."""
+    return "text" if getattr(model, "main_input_name", None) == "input_ids" else None
 
 
 def public(module: ModuleType) -> Iterator[str]:
@@ -129,17 +98,3 @@ def imported(path: Path) -> Iterator[ModuleType]:
     finally:
         sys.path.remove(folder)
         sys.modules.pop(name, None)
-
-
-FORMS = (
-    Form(
-        "FILE.py:FUNCTION, a function that returns a torch.nn.Module (with --weights FILE.safetensors)",
-        lambda word: word.rpartition(":")[0].endswith(".py"),
-        from_function,
-    ),
-    Form(
-        "a folder or .safetensors file that pathsum wrote",
-        lambda word: Path(word).exists() or Path(word).suffix == ".safetensors",
-        from_checkpoint,
-    ),
-)

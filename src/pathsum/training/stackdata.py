@@ -1,0 +1,104 @@
+"""Batches and evaluations of several networks at once, each with its own order of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pathsum.data import Dataset, Split, normalize
+from pathsum.data.batching import Draw, _enlarge, check_augmentation, draw, seeded
+from pathsum.data.splits import balanced_rows
+from pathsum.training.evaluation import to_device
+from pathsum.training.options import TrainConfig
+from pathsum.training.stacking import StackedTower
+
+
+class StackedData:
+    """One data set on the device for all networks; each holds out, orders and augments by its own seed."""
+
+    def __init__(self, data: Dataset, configs: Sequence[TrainConfig], device: torch.device, dtype: torch.dtype) -> None:
+        self.data, self.configs, self.common, self.dtype = data, list(configs), configs[0], dtype
+        self.train, self.test = to_device(data.train, device), to_device(data.test, device)
+        self.pad = self.common.padding(data.shape[1])
+        check_augmentation(self.pad, self.common.crop_scale)
+        parts = [_parts(data.train, config) for config in configs]
+        self.rest, self.held_out = [rest for rest, _ in parts], [held for _, held in parts]
+        self.per_epoch = len(self.rest[0]) // self.common.batch_size
+        self.epoch, self.orders = -1, [torch.empty(0, dtype=torch.int64)] * len(parts)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images `(B, G·C, H, W)`, channels-last, and labels `(G, B)`: what `pathsum.data.batches` gives each alone."""
+        if step // self.per_epoch != self.epoch:
+            self.epoch = step // self.per_epoch
+            self.orders = [
+                rest[torch.randperm(len(rest), generator=seeded(config.seed, "order", self.epoch))]
+                for rest, config in zip(self.rest, self.configs, strict=True)
+            ]
+        start = step % self.per_epoch * self.common.batch_size
+        rows = torch.stack([order[start : start + self.common.batch_size] for order in self.orders])
+        return self._images(self.train, rows, step if self.common.augment else None)
+
+    def _images(self, split: Split, rows_GB: Tensor, step: int | None = None) -> tuple[Tensor, Tensor]:
+        """The images in these rows, augmented for a step, and their labels."""
+        num, device = len(rows_GB), split.images.device
+        rows_GB = rows_GB.to(device)
+        images = split.images[rows_GB.flatten()]
+        if step is not None:
+            chance = self._draw(step, rows_GB.shape[1])
+            images = crop(images, chance, self.pad)
+            images = images if self.common.crop_scale is None else _enlarge(images, chance)
+        images_BHWGC = images.unflatten(0, rows_GB.shape).permute(1, 3, 4, 0, 2)
+        stacked = images_BHWGC.flatten(3).permute(0, 3, 1, 2)
+        x = normalize(stacked, self.data.mean * num, self.data.std * num, dtype=self.dtype)
+        return x, split.labels[rows_GB]
+
+    def _draw(self, step: int, num: int) -> Draw:
+        """Every network's own augmentation."""
+        options: dict[str, Any] = {"crop_pad": self.pad, "flip": self.data.flip, "scale": self.common.crop_scale}
+        draws = [draw(num, generator=seeded(c.seed, "augment", step), **options) for c in self.configs]
+        return Draw(*(torch.cat([getattr(one, field.name) for one in draws]) for field in fields(Draw)))
+
+    @torch.no_grad()
+    def evaluate(self, tower: StackedTower, split: str, stopped: Callable[[], Any]) -> list[tuple[float, float]] | None:
+        """Each network's mean loss and accuracy on `"test"` or `"val"`; None as soon as `stopped()`."""
+        num = len(self.configs)
+        images = self.test if split == "test" else self.train
+        every = torch.arange(len(self.test)).expand(num, -1) if split == "test" else torch.stack(self.held_out)
+        loss = torch.zeros(num, dtype=torch.float64, device=images.images.device)
+        correct = torch.zeros(num, dtype=torch.int64, device=images.images.device)
+        for rows in every.split(self.common.eval_batch_size, dim=1):
+            if stopped():
+                return None
+            x, labels = self._images(images, rows)
+            logits = tower(x, training=False).to(self.dtype)
+            losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            loss += losses.view_as(labels).sum(1)
+            correct += (logits.argmax(2) == labels).sum(1)
+        size = every.shape[1]
+        return [(a / size, b / size) for a, b in zip(loss.tolist(), correct.tolist(), strict=True)]
+
+
+def crop(images: Tensor, chance: Draw, pad: int) -> Tensor:
+    """What `pathsum.data.augment` crops and mirrors, window by window instead of pixel by pixel."""
+    num, _, height, width = images.shape
+    device = images.device
+    windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)  # nothing copied
+    crops = windows[torch.arange(num, device=device), :, chance.top.to(device), chance.left.to(device)]
+    mirrored = chance.mirror.nonzero().squeeze(1).to(device)
+    crops[mirrored] = crops[mirrored].flip(3)
+    return crops
+
+
+def _parts(split: Split, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """The rows to train on and those held out, as `Split.split` chooses them."""
+    if not config.val_size:
+        return torch.arange(len(split)), torch.empty(0, dtype=torch.int64)
+    held_out = balanced_rows(split.labels, config.val_size, config.seed)
+    rest = torch.ones(len(split), dtype=torch.bool)
+    rest[held_out] = False
+    return rest.nonzero().squeeze(1), held_out

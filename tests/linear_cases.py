@@ -1,0 +1,318 @@
+"""Linear functions, functions linear in pieces and constant in pieces, that a series can pass through: name to call."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.smooth_cases import CLASSES, DOUBLE, RECURRENT, SHARES, SIGNS, pairs, plain
+
+WEIGHT = plain(3, 3, 3, 3)
+EYE = torch.eye(4, dtype=torch.bool)
+AT = torch.tensor([[0, 2, 1, 1]]).expand(2, 3, 4, 4)
+
+
+def as_llama(x):
+    """Rotary embeddings by complex multiplication, as in Llama's reference code."""
+    turns = torch.polar(torch.ones(4, 2), torch.outer(torch.arange(4.0), torch.tensor([1.0, 0.1]))).to(torch.cdouble)
+    return torch.view_as_real(pairs(x) * turns.view(1, 1, 4, 2)).flatten(3).type_as(x)
+
+
+def as_hf(x):
+    """Rotary embeddings by halves."""
+    angles = torch.outer(torch.arange(4.0), torch.tensor([1.0, 0.1])).repeat(1, 2).double()
+    turned = torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), dim=-1)
+    return x * angles.cos() + turned * angles.sin()
+
+
+def set_middle(y, value):
+    y[:, 1:2] = value if isinstance(value, float) else value[:, :1]
+    return y
+
+
+def set_places(y, value):
+    y[:, [0, 2], :, [1, 3]] = value[0, 0, :2].unsqueeze(1)
+    return y
+
+
+def set_rows(y, value):
+    y[:, 1] = value[0, 0, 0]
+    return y
+
+
+def changed(y, name, *args):
+    getattr(y, name)(*args)
+    return y + 1
+
+
+PIECEWISE = {
+    "relu": F.relu,
+    "relu6": lambda x: F.relu6(x * 4),
+    "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
+    "prelu": lambda x: F.prelu(x, torch.tensor([0.1, 0.2, 0.3]).double()),
+    "prelu named": lambda x: F.prelu(input=x, weight=torch.tensor([0.1]).double()),
+    "rrelu": lambda x: F.rrelu(x, 0.1, 0.3),
+    "rrelu module": lambda x: nn.RReLU().eval()(x),
+    "threshold": lambda x: F.threshold(x, 0.2, -3.0),
+    "threshold module": lambda x: nn.Threshold(0.2, 7)(x),
+    "hardshrink": lambda x: F.hardshrink(x, 0.3),
+    "softshrink": lambda x: F.softshrink(x, lambd=0.3),
+    "abs": lambda x: x.abs(),
+    "rnn relu": lambda x: RECURRENT["rnn relu"](x[0])[0],
+    "copysign": lambda x: torch.copysign(x, x.flip(-1)),
+    "abs of complex": lambda x: pairs(x).abs(),
+    "clamp": lambda x: x.clamp(-0.3, 0.7),
+    "clamp one side": lambda x: torch.clamp(x, max=0.7),
+    "clamp by tensors": lambda x: x.clamp(torch.full((4,), -0.3), torch.tensor(0.7).double()),
+    "clamp by series": lambda x: torch.clamp(x, min=x.flip(-1)),
+    "clip": lambda x: x.clip(min=-0.2),
+    "clamp_min": lambda x: torch.clamp_min(x, 0.1),
+    "clamp_max": lambda x: x.clamp_max(max=0.1),
+    "clamp_": lambda x: (x * 1).clamp_(-0.3, 0.7),
+    "hardtanh": F.hardtanh,
+    "hardtanh bounds": lambda x: nn.Hardtanh(-0.2, 0.4, inplace=True)(x * 1),
+    "hardsigmoid": F.hardsigmoid,
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "where method": lambda x: x.where(x < 0, torch.zeros(4).double()),
+    "where named": lambda x: torch.where(condition=x >= 0, input=x, other=3.0),
+    "maximum": lambda x: torch.maximum(x, x.flip(-1) * 0.5),
+    "minimum": lambda x: torch.minimum(x, other=torch.tensor(0.2).double()),
+    "fmax": lambda x: torch.fmax(x, x.flip(-1)),
+    "max of two": lambda x: torch.max(x, x.flip(1)),
+    "min of two": lambda x: x.min(x.flip(1)),
+    "max_pool1d": lambda x: F.max_pool1d(x[:, :, 0], 2),
+    "max_pool1d module": lambda x: nn.MaxPool1d(3, stride=1, padding=1, dilation=1)(x[0]),
+    "max_pool2d": lambda x: F.max_pool2d(x, 2),
+    "max_pool2d padded": lambda x: F.max_pool2d(x, 3, stride=2, padding=1),
+    "max_pool2d ceil": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+    "max_pool2d unbatched": lambda x: F.max_pool2d(x[0], 2),
+    "max_pool2d indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+    "max_pool3d": lambda x: F.max_pool3d(x, 2, stride=1),
+    "max_pool3d indices": lambda x: nn.MaxPool3d((1, 2, 2), return_indices=True)(x[None])[0],
+    "adaptive_max_pool1d": lambda x: F.adaptive_max_pool1d(x[:, 0], 3),
+    "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(x, (3, 1)),
+    "adaptive_max_pool2d indices": lambda x: F.adaptive_max_pool2d(x, 2, return_indices=True)[0],
+    "adaptive_max_pool3d": lambda x: F.adaptive_max_pool3d(x, (2, 2, None)),
+    "max_unpool2d": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
+    "amax": lambda x: x.amax(-1),
+    "amax of two axes": lambda x: torch.amax(x, dim=(1, 3), keepdim=True),
+    "amin": lambda x: x.amin((0, 2)),
+    "max": lambda x: x.max(),
+    "max along": lambda x: torch.max(x, dim=1)[0],
+    "min along": lambda x: x.min(dim=1, keepdim=True).values,
+    "aminmax": lambda x: torch.stack(torch.aminmax(x, dim=-1)),
+    "sort": lambda x: torch.sort(x, dim=1, descending=True)[0],
+    "sort default": lambda x: x.sort().values,
+    "msort": lambda x: x.msort(),
+    "argsort": lambda x: x.gather(1, x.argsort(dim=1)),
+    "topk": lambda x: torch.topk(x, 2, dim=-1)[0],
+    "topk least": lambda x: x.topk(k=2, dim=1, largest=False).values,
+    "kthvalue": lambda x: torch.kthvalue(x, 2, dim=1).values,
+    "kthvalue kept": lambda x: x.kthvalue(3, keepdim=True)[0],
+    "median": lambda x: x.median(),
+    "median along": lambda x: x.median(dim=1).values,
+    "cummax": lambda x: x.cummax(-1).values,
+    "cummin": lambda x: torch.cummin(x, dim=1)[0],
+    "argmax": lambda x: x.gather(1, x.argmax(1, keepdim=True)),
+    "argmin": lambda x: x.flatten()[x.argmin()],
+    "norm 1": lambda x: x.norm(p=1, dim=-1),
+    "norm inf": lambda x: torch.linalg.vector_norm(x, ord=float("inf"), dim=(1, 2)),
+    "normalize 1": lambda x: F.normalize(x, p=1.0),
+    "lp_pool inf": lambda x: F.lp_pool2d(x, float("inf"), 2),
+    "softsign": F.softsign,
+    "selu": F.selu,
+    "elu": F.elu,
+    "elu_": lambda x: F.elu(x * 1, 0.7, inplace=True),
+    "celu": lambda x: F.celu(x, 0.5),
+    "hardswish": lambda x: F.hardswish(x * 3),
+    "frac": lambda x: torch.frac(x * 3),
+    "remainder": lambda x: x % 0.75,
+    "fmod": lambda x: torch.fmod(x, 0.75),
+    "remainder of a number": lambda x: 2 % (x.abs() + 0.1),
+    "straight-through": lambda x: x + (torch.round(x) - x) * 0.5,
+    "nan_to_num": lambda x: torch.nan_to_num(x),
+    "masked_select": lambda x: (x * 1).masked_select(EYE),
+    "relu attention": lambda x: F.relu(x @ x.transpose(-1, -2)) @ x,
+    "l1_loss": lambda x: F.l1_loss(x, SHARES),
+    "smooth_l1_loss": lambda x: F.smooth_l1_loss(x, SHARES, beta=0.5, reduction="sum"),
+    "huber_loss": lambda x: F.huber_loss(x, SHARES, delta=0.5, weight=SHARES),
+    "hinge_embedding_loss": lambda x: F.hinge_embedding_loss(x, SIGNS.expand(2, 3, 4, 4)),
+    "margin_ranking_loss": lambda x: F.margin_ranking_loss(x, x.flip(1), SIGNS.expand(2, 3, 4, 4), margin=0.3),
+    "topk routing": lambda x: (x.softmax(-1).topk(2, -1).values * x.topk(2, -1).values).sum(-1),
+    "nll": lambda x: F.nll_loss(x[:, :, 0].relu(), CLASSES),
+}
+STEPS = {  # constant in pieces: plain results
+    "floor": torch.floor,
+    "ceil": lambda x: x.ceil(),
+    "round": torch.round,
+    "round decimals": lambda x: torch.round(x, decimals=1),
+    "trunc": torch.trunc,
+    "sign": torch.sign,
+    "floor_divide": lambda x: x // 0.25,
+    "number floor_divide": lambda x: 2 // x,
+    "long": lambda x: (x * 3).long(),
+    "to integer": lambda x: (x * 3).to(torch.int32),
+    "to bool": lambda x: x.relu().to(torch.bool),
+    "greater": lambda x: x > 0.1,
+    "ne": lambda x: x.relu() != 0,
+    "logical": lambda x: torch.logical_and(x.relu(), ~torch.logical_not(x)),
+    "any": lambda x: (x > 5).any() | x.relu().any(dim=-1),
+    "all": lambda x: x.all(),
+    "isfinite": lambda x: torch.isfinite(x) & ~x.isnan(),
+    "count_nonzero": lambda x: x.relu().count_nonzero(),
+    "nonzero": lambda x: torch.nonzero(x.relu()[0, 0]),
+    "argmax": lambda x: x.argmax(dim=1),
+    "max indices": lambda x: x.max(1).indices,
+    "max_pool indices": lambda x: F.max_pool2d(x, 2, return_indices=True)[1],
+    "plain like": lambda x: torch.ones(4).type_as(x) + torch.zeros(4).to(x),
+    "plain in its shape": lambda x: torch.ones(4).expand_as(x) + torch.ones(96).view_as(x),
+}
+LINEAR = {
+    "conv2d": lambda x: F.conv2d(x, WEIGHT, torch.ones(3).double(), padding=1),
+    "conv2d grouped": lambda x: F.conv2d(x, WEIGHT[:, :1], None, stride=2, groups=3),
+    "conv2d depthwise": lambda x: nn.functional.conv2d(x, WEIGHT[:, :1], padding="same", groups=3),
+    "conv_transpose2d": lambda x: F.conv_transpose2d(x, WEIGHT, torch.ones(3).double(), stride=2),
+    "conv1d": lambda x: F.conv1d(x.flatten(2), WEIGHT[..., 0], torch.ones(3).double()),
+    "conv3d unbatched": lambda x: (
+        F.conv3d(x.transpose(0, 1), plain(2, 3, 1, 2, 2)[:, :, :, :, :])
+        if x.shape[0] == 3
+        else F.conv3d(x[:1], plain(2, 1, 2, 2, 2))
+    ),
+    "linear": lambda x: F.linear(x, WEIGHT[0, :, 0].repeat(1, 2)[:, :4], torch.ones(3).double()),
+    "linear named": lambda x: F.linear(input=x, weight=plain(5, 4), bias=torch.ones(5).double()),
+    "linear weight": lambda x: F.linear(plain(5, 4), x[0, 0], torch.ones(4).double()),
+    "matmul plain": lambda x: x @ WEIGHT[0, 0].new_ones(4, 2),
+    "plain matmul": lambda x: torch.ones(2, 4).double() @ x,
+    "plain vector": lambda x: x @ torch.arange(4.0).double(),
+    "mv plain": lambda x: plain(3, 4).mv(x[0, 0, 0]),
+    "dot plain": lambda x: x[0, 0, 0].dot(plain(4)),
+    "outer plain": lambda x: torch.outer(plain(3), x[0, 0, 0]),
+    "kron plain": lambda x: torch.kron(plain(2, 2), x[0]),
+    "tensordot plain": lambda x: torch.tensordot(plain(5, 3, 4), x, dims=([1, 2], [1, 2])),
+    "einsum plain": lambda x: torch.einsum("oc,bchw->bohw", plain(5, 3), x),
+    "bilinear plain": lambda x: F.bilinear(input2=plain(2, 3, 4, 3), input1=x, weight=plain(5, 4, 3)),
+    "cross plain": lambda x: torch.linalg.cross(plain(2, 3, 4, 4), x, dim=1),
+    "addmm": lambda x: torch.addmm(torch.ones(2).double(), x.reshape(-1, 4), torch.ones(4, 2).double()),
+    "addmv plain": lambda x: torch.addmv(torch.ones(4).double(), plain(4, 4), x[0, 0, 0], alpha=2),
+    "baddbmm plain": lambda x: torch.baddbmm(plain(3, 4, 4), x[0], plain(3, 4, 4), beta=0.5),
+    "batch_norm": lambda x: F.batch_norm(
+        x, torch.ones(3).double(), torch.full((3,), 2.0).double(), bias=torch.ones(3).double()
+    ),
+    "avg_pool2d": lambda x: F.avg_pool2d(x, 2),
+    "avg_pool3d": lambda x: F.avg_pool3d(x, 2, stride=1),
+    "adaptive 1": lambda x: F.adaptive_avg_pool2d(x, 1),
+    "adaptive 2": lambda x: F.adaptive_avg_pool2d(x, (2, 1)),
+    "conv2d named": lambda x: F.conv2d(input=x, weight=WEIGHT, bias=torch.ones(3).double(), stride=2),
+    "as_strided": lambda x: torch.as_strided(x * 1, (2, 5), (x.stride(0), 3), storage_offset=2),
+    "interpolate": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "interpolate exact": lambda x: F.interpolate(x, size=(6, 5), mode="nearest-exact"),
+    "interpolate bicubic": lambda x: nn.Upsample(scale_factor=1.5, mode="bicubic", align_corners=True)(x),
+    "upsample_nearest": lambda x: nn.UpsamplingNearest2d(scale_factor=2)(x),
+    "upsample_bilinear": lambda x: nn.UpsamplingBilinear2d(scale_factor=2)(x),
+    "grid_sample": lambda x: F.grid_sample(x, plain(2, 5, 5, 2).tanh(), align_corners=False),
+    "affine_grid": lambda x: F.affine_grid(x[:, 0, :2, :3], [2, 1, 5, 5], align_corners=False),
+    "mean": lambda x: x.mean((2, 3), keepdim=True),
+    "sum": lambda x: x.sum(-1),
+    "trapezoid": lambda x: torch.trapezoid(x, dx=0.5),
+    "diff": lambda x: torch.diff(x, dim=1, prepend=torch.ones(2, 1, 4, 4).double()),
+    "view": lambda x: x.view(2, -1),
+    "view named": lambda x: x.reshape(shape=(2, 48)),
+    "flatten": lambda x: torch.flatten(x, 1),
+    "unflatten": lambda x: x.unflatten(-1, (2, 2)),
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "transpose named": lambda x: x.transpose(dim0=-1, dim1=1),
+    "movedim": lambda x: torch.movedim(x, 1, -1),
+    "index": lambda x: x[:, :, ::2, 1:],
+    "pick": lambda x: x[:, [2, 0]],
+    "pick apart": lambda x: x[:, [2, 0], :, torch.tensor([1, 3])],
+    "mask": lambda x: x[torch.tensor([[True, False, True]] * 2)],
+    "iterate": lambda x: torch.stack([row * i for i, row in enumerate(x)]),
+    "reversed": lambda x: reversed(x),
+    "index_select": lambda x: x.index_select(dim=1, index=torch.tensor([2, 2])),
+    "take": lambda x: torch.take(x, torch.tensor([0, 5, 95])),
+    "take_along_dim": lambda x: torch.take_along_dim(x, AT[:, :, :1], dim=2),
+    "gather": lambda x: x.gather(-1, torch.zeros(2, 3, 4, 1, dtype=torch.long)),
+    "scatter": lambda x: torch.zeros(2, 3, 4, 4).double().scatter(-1, AT.flip(-1)[..., 2:], x[..., 2:]),
+    "scatter number": lambda x: x.scatter(-1, AT[..., :1], 5.0),
+    "scatter_add": lambda x: x.scatter_add(-1, AT, x * 2),
+    "scatter_add_": lambda x: (x * 1).scatter_add_(2, AT, plain(2, 3, 4, 4)),
+    "scatter_reduce": lambda x: x.scatter_reduce(-1, AT, x.flip(0), reduce="mean"),
+    "index_add": lambda x: torch.index_add(x, 1, torch.tensor([0, 0]), x[:, 1:], alpha=2),
+    "index_add_": lambda x: (x * 1).index_add_(1, torch.tensor([2, 0]), plain(2, 2, 4, 4)),
+    "index_copy": lambda x: x.index_copy(1, torch.tensor([2]), torch.ones(2, 1, 4, 4).double()),
+    "index_fill": lambda x: x.index_fill(1, torch.tensor([2]), 7.0),
+    "index_put": lambda x: x.index_put((torch.tensor([0, 1]), torch.tensor([1, 1])), x[:, 0]),
+    "index_put_": lambda x: (x * 1).index_put_((torch.tensor([0]),), torch.tensor(3.0).double(), accumulate=True),
+    "masked_scatter": lambda x: x.masked_scatter(EYE, plain(24)),
+    "masked_fill": lambda x: x.masked_fill(EYE, 3.0),
+    "masked_fill named": lambda x: x.masked_fill(mask=EYE, value=torch.tensor(3.0)),
+    "masked_fill_": lambda x: (x * 1).masked_fill_(~EYE, -1.0),
+    "put": lambda x: torch.put(x, torch.tensor([3, 4]), torch.ones(2).double()),
+    "select_scatter": lambda x: x.select_scatter(torch.ones(2, 4, 4).double(), 1, 0),
+    "slice_scatter": lambda x: torch.ones(2, 3, 4, 4).double().slice_scatter(x[:, 1:], dim=1, start=1),
+    "diagonal_scatter": lambda x: x.diagonal_scatter(torch.ones(2, 3, 4).double(), dim1=2, dim2=3),
+    "fill_": lambda x: changed(x * 1, "fill_", 2.0),
+    "zero_": lambda x: changed(x * 1, "zero_"),
+    "fill_diagonal_": lambda x: changed(x[0, 0] * 1, "fill_diagonal_", 2.0),
+    "copy_": lambda x: changed(torch.zeros(2, 3, 4, 4).double() + x, "copy_", x * 3),
+    "pad": lambda x: F.pad(x, (1, 0, 0, 2), value=2.0),
+    "constant_pad_nd": lambda x: torch.constant_pad_nd(x, (1, 1), 3.0),
+    "reflect": lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"),
+    "circular": lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"),
+    "cat": lambda x: torch.cat([x, torch.ones_like(x), x * 2], 1),
+    "column_stack": lambda x: torch.column_stack([x[0, 0], torch.ones(4).double()]),
+    "stack": lambda x: torch.stack([x, x], 1),
+    "block_diag": lambda x: torch.block_diag(x[0, 0], torch.ones(2, 2).double()),
+    "meshgrid": lambda x: torch.stack(torch.meshgrid(x[0, 0, 0], torch.arange(3.0).double(), indexing="ij")),
+    "broadcast_tensors": lambda x: torch.cat(torch.broadcast_tensors(x, torch.ones(4).double())),
+    "cartesian_prod": lambda x: torch.cartesian_prod(x[0, 0, 0], torch.ones(2).double()),
+    "atleast_3d": lambda x: torch.atleast_3d(x[0, 0]),
+    "chunk": lambda x: torch.cat([p * i for i, p in enumerate(x.chunk(2, -1))], -1),
+    "split": lambda x: x.split([1, 2], 1)[1],
+    "unsafe_split": lambda x: torch.unsafe_split(x, 2, 1)[1],
+    "roll": lambda x: torch.roll(x, 1, -1),
+    "roll of two axes": lambda x: x.roll(shifts=(1, -1), dims=(2, 3)),
+    "unfold": lambda x: F.unfold(x, 2),
+    "unfold method": lambda x: x.unfold(-1, 2, 1),
+    "fold": lambda x: F.fold(x.flatten(2)[:, :, :12].reshape(2, 4, 9), (4, 4), 2),
+    "pixel_shuffle": lambda x: F.pixel_shuffle(x.flatten(0, 1)[None, :4], 2),
+    "pixel_unshuffle": lambda x: nn.PixelUnshuffle(2)(x),
+    "channel_shuffle": lambda x: nn.ChannelShuffle(3)(x),
+    "max_unpool1d": lambda x: F.max_unpool1d(x[0], torch.arange(4).expand(3, 4, 4), 2),
+    "embedding": lambda x: F.embedding(torch.tensor([[0, 2]]), x[0, 0]),
+    "embedding_bag": lambda x: F.embedding_bag(torch.tensor([[0, 2]]), x[0, 0], mode="mean"),
+    "embedding_bag weights": lambda x: F.embedding_bag(
+        torch.tensor([[0, 1, 2, 3]]), plain(4, 5), per_sample_weights=x[0, 0, :1], mode="sum"
+    ),
+    "rsub": lambda x: 1 - x,
+    "sub named": lambda x: torch.sub(input=x, other=torch.ones(4).double(), alpha=2),
+    "add named": lambda x: torch.add(input=torch.ones(4).double(), other=x, alpha=2),
+    "mul named": lambda x: torch.mul(input=x, other=3.0),
+    "div": lambda x: x / 3,
+    "neg": lambda x: -x,
+    "broadcast": lambda x: x.mean(1, keepdim=True) + x + torch.ones(5, 2, 3, 4, 4).double(),
+    "expand": lambda x: x[:, :1].expand(-1, 3, -1, -1),
+    "expand_as": lambda x: x[:, :1].expand_as(x),
+    "T": lambda x: x[0, 0].T,
+    "deg2rad": torch.deg2rad,
+    "diag": lambda x: torch.diag(x[0, 0]),
+    "fft": lambda x: torch.view_as_real(torch.fft.fft2(x)),
+    "rfft": lambda x: torch.fft.irfft2(torch.fft.rfft2(x, norm="ortho") * plain(4, 3), s=(4, 4), norm="ortho"),
+    "stft": lambda x: torch.view_as_real(
+        torch.stft(x.flatten(1), 8, window=torch.ones(8).double(), return_complex=True)
+    ),
+    "complex": lambda x: torch.view_as_real(torch.complex(x, torch.ones_like(x))),
+    "real and imag": lambda x: pairs(x).real + 2 * pairs(x).imag + torch.imag(pairs(x)),
+    "rotary, complex": as_llama,
+    "rotary, halves": as_hf,
+    "dropout in eval": lambda x: F.dropout(x, 0.5, training=False),
+    "torch.dropout": lambda x: torch.dropout(x, p=0.5, train=False),
+    "cumsum": lambda x: x.cumsum(-1),
+    "in place": lambda x: (x * 1).add_(x).mul_(2),
+    "setitem": lambda x: set_middle(x * 1, x),
+    "setitem number": lambda x: set_middle(x * 1, 7.0),
+    "setitem places": lambda x: set_places(x * 1, x),
+    "setitem row": lambda x: set_rows(x * 1, x),
+    "double": lambda x: x.double(),
+    "to": lambda x: x.to(dtype=DOUBLE, memory_format=torch.channels_last),
+    "contiguous": lambda x: x.permute(0, 2, 3, 1).contiguous(memory_format=torch.contiguous_format),
+}
