@@ -19,7 +19,7 @@ TOWER = {"depth": 2, "width": 4, "encoder": "conv3x3"}
 
 def run(*, model=None, data="digits", **train) -> RunConfig:
     """One tiny run."""
-    options = {"steps": 20, "batch_size": 16, "augment": False, "checkpoint_every": 5, **train}
+    options = {"steps": 20, "batch_size": 16, "augment": False, "checkpoint_every": 5, "threads": 1, **train}
     return RunConfig(data=data, test_limit=50, model={**TOWER, **(model or {})}, train=TrainConfig(**options))
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import threading
 import types
 
 import pytest
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import pathsum as ps
+from pathsum.errors import NoJoinsError
 from tests import architectures as arch
 
 
@@ -86,23 +86,6 @@ def test_rescale_replaces_lam(net, rule):
     assert "lam_values" in net.state_dict()
 
 
-def test_learned_lam_trains_and_is_saved():
-    tower = ps.ResidualMLP(depth=4, width=8, in_features=4, num_classes=2, scale="1", seed=0)
-    x, y = torch.randn(32, 4), torch.randint(0, 2, (32,))
-    net = ps.knobs(tower, x).rescale("learned")
-    assert net.lam.tolist() == [0.0] * 4
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for _ in range(5):
-        optimizer.zero_grad()
-        F.cross_entropy(net(x), y).backward()
-        optimizer.step()
-    assert net.lam.abs().min() > 0
-    other = ps.knobs(ps.ResidualMLP(depth=4, width=8, in_features=4, num_classes=2, scale="1", seed=1), x)
-    other.rescale("learned").load_state_dict(net.state_dict())
-    assert torch.equal(other(x), net(x))
-    assert torch.equal(copy.deepcopy(net)(x), net(x))
-
-
 @pytest.mark.parametrize(
     "lam",
     [torch.ones(8), [1.0] * 10, torch.ones(9, 1), ps.Series.variable(2, weights=torch.ones(3))],
@@ -115,25 +98,6 @@ def test_a_wrong_shaped_lam_names_both(net, lam):
 def test_a_wrong_number_of_alphas(net):
     with pytest.raises(ps.PathsumError, match="α has 3 values; the model has 19"):
         net(torch.randn(2, 3, 32, 32), alpha=[0.0] * 3)
-
-
-def test_changed_control_flow_is_detected():
-    class Moody(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.f, self.deep = nn.Linear(4, 4), False
-
-        def forward(self, x):
-            x = x + self.f(x)
-            return x + self.f(torch.tanh(x)) if self.deep else x
-
-    model = Moody()
-    net = ps.knobs(model, torch.randn(2, 4))
-    model.deep = True
-    with pytest.raises(ps.PathsumError, match="make the knobs again"):
-        net(torch.randn(2, 4), lam=0.5)
-    model.deep = False
-    net(torch.randn(2, 4), lam=0.5)
 
 
 def test_outputs_are_picked_from_what_models_return():
@@ -159,33 +123,6 @@ def test_outputs_are_picked_from_what_models_return():
         ps.expand(ps.knobs(Wrapped(lambda z: {"a": z}), x, output="missing"), x)
 
 
-def test_nested_and_threaded_runs_do_not_mix(net):
-    x = torch.randn(2, 3, 32, 32)
-    expected = net(x, lam=0.5)
-    results = {}
-
-    def work(lam):
-        results[lam] = net(x, lam=lam)
-
-    threads = [threading.Thread(target=work, args=(lam,)) for lam in (0.5, 0.25, 0.75)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert torch.equal(results[0.5], expected)
-
-    class Counting(torch.overrides.TorchFunctionMode):
-        calls = 0
-
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            Counting.calls += 1
-            return func(*args, **(kwargs or {}))
-
-    with Counting():
-        assert torch.equal(net(x, lam=0.5), expected)
-    assert Counting.calls > 0
-
-
 def test_gradients_of_lam_and_weights_agree_with_a_plain_implementation():
     tower = ps.ResidualMLP(depth=3, width=5, in_features=4, activation="tanh", scale="1", seed=0).double()
     x = torch.randn(6, 4, dtype=torch.float64)
@@ -199,6 +136,56 @@ def test_gradients_of_lam_and_weights_agree_with_a_plain_implementation():
         z = z + l * block(z)
     tower.decoder(z).square().sum().backward()
     torch.testing.assert_close(ours, (lam.grad, tower.blocks[1].linear1.weight.grad))
+
+
+def plainly_scaled(model, lam, x):
+    """A CIFAR ResNet's output with λᵢ written into the affine weights of the last BatchNorm of block i."""
+    blocks = [f"layer{s}.{b}" for s in (1, 2, 3) for b in range(3)]
+    scaled = {
+        f"{name}.bn2.{kind}": lam[i] * model.get_parameter(f"{name}.bn2.{kind}")
+        for i, name in enumerate(blocks)
+        for kind in ("weight", "bias")
+    }
+    return torch.func.functional_call(model, scaled, (x,))
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_gradients_where_the_addition_is_in_place(learned):
+    """`out += identity` overwrites the branch that the gradient in λ needs."""
+    model = arch.resnet20().eval().double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    net = ps.knobs(model, x).rescale("learned:0.5" if learned else 0.5)
+    wanted = dict(net.named_parameters())
+    ours = torch.autograd.grad(net(x).square().sum(), list(wanted.values()))
+    lam = torch.full((9,), 0.5, dtype=torch.float64, requires_grad=True)
+    twin = [lam if name == "lam_values" else p for name, p in wanted.items()]
+    expected = torch.autograd.grad(plainly_scaled(model, lam, x).square().sum(), twin)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_of_alpha_where_the_unit_is_in_place():
+    class Net(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            self.a, self.b, self.relu = nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(inplace=inplace)
+
+        def forward(self, x):
+            return x + self.b(self.relu(self.a(x)))
+
+    changing, plain = Net(True).double(), Net(False).double()
+    plain.load_state_dict(changing.state_dict())
+    x = torch.randn(5, 4, dtype=torch.float64)
+    alpha = torch.tensor([0.1, 0.2, 0.9, 1.0], dtype=torch.float64, requires_grad=True)
+    results = []
+    for model in (changing, plain):
+        out = ps.knobs(model, x)(x, alpha=[alpha])
+        results.append((out, *torch.autograd.grad(out.square().sum(), [alpha, *model.parameters()])))
+    a = plain.a(x)
+    out = x + plain.b(alpha * a + (1 - alpha) * a.relu())
+    results.append((out, *torch.autograd.grad(out.square().sum(), [alpha, *plain.parameters()])))
+    torch.testing.assert_close(results[0], results[2])
+    torch.testing.assert_close(results[1], results[2])
 
 
 def test_autograd_runs_through_the_coefficients():
@@ -268,31 +255,6 @@ def test_a_thousand_branches_print_short():
     assert "blocks.299.add" in repr(net)
 
 
-@pytest.mark.parametrize(
-    ("rule", "optimizer", "factor"),
-    [("1/sqrt(n)", "sgd", 1), ("1/n", "sgd", 4), ("1/sqrt(n)", "adamw", 0.5), ("1/n", "adamw", 1), ("1", "sgd", 0.25)],
-)
-def test_param_groups_follow_the_law_of_depth(rule, optimizer, factor):
-    tower = ps.ResidualMLP(depth=4, width=5, in_features=3, seed=0)
-    net = ps.knobs(tower, torch.randn(2, 3)).rescale(rule)
-    groups = net.param_groups(optimizer=optimizer, lr=0.2)
-    rates = {id(p): g["lr"] for g in groups for p in g["params"]}
-    assert len(rates) == sum(len(g["params"]) for g in groups) == len(list(tower.parameters()))
-    for p in tower.blocks.parameters():
-        assert rates[id(p)] == pytest.approx(0.2 * factor)
-    for p in (*tower.encoder.parameters(), *tower.decoder.parameters()):
-        assert rates[id(p)] == 0.2
-    torch.optim.SGD(groups, lr=0.2)
-    with pytest.raises(ps.PathsumError, match="give one of sgd, adamw"):
-        net.param_groups(optimizer="lion")
-
-
-def test_learned_lam_has_a_group_of_its_own():
-    net = ps.knobs(ps.ResidualMLP(depth=4, width=5, in_features=3, seed=0), torch.randn(2, 3)).rescale("learned")
-    *_, last = net.param_groups(lr=0.2)
-    assert (last["name"], last["lr"], last["params"][0] is net.lam_values) == ("lam", pytest.approx(0.02), True)
-
-
 @pytest.mark.parametrize("kind", ["namespace", "dataclass", "list", "object"])
 def test_a_tensor_from_the_middle_of_the_network_can_be_the_output(kind):
     """Memory of a series is reused only where nobody reads it again: outputs are read by the caller."""
@@ -344,3 +306,106 @@ def test_a_tensor_from_the_middle_of_the_network_can_be_the_output(kind):
     torch.testing.assert_close(s.terms.sum(0), z.detach())
     first = sum(block(tower.encoder(x)) for block in list(tower.blocks)[:4])
     torch.testing.assert_close(e.terms[1], first.detach())
+
+
+# ------------------------------------------------------------------------------------------ without joins
+
+
+@pytest.mark.parametrize(("build", "units"), [(arch.PlainNet, 2), (arch.VGG, 4), (arch.DenselyConnected, 5)])
+def test_a_model_without_joins_says_so_and_has_alpha(build, units):
+    model = build().eval()
+    x = torch.randn(2, 3, 8, 8)
+    net = ps.knobs(model, x)
+    name = build.__name__
+    first, *rows = repr(net).splitlines()
+    assert first == (
+        f"Knobs({name} has no residual joins (additions of a skip and a branch with weights): "
+        f"{units} nonlinear units found; λ needs a residual network)"
+    )
+    assert [row.split()[1] for row in rows[1:]] == [u.name for u in net.units]
+    assert net.branches == ()
+    assert len(net.units) == units
+    assert net.lam.tolist() == []
+    assert torch.equal(net(x), model(x))
+    assert torch.equal(net(x, alpha=0.0), model(x))
+    assert not torch.equal(net(x, alpha=1.0), model(x))
+    plain = net.fold(x)
+    assert plain is not model
+    assert torch.equal(plain(x), model(x))
+    (group,) = net.param_groups(lr=0.5)
+    assert (group["lr"], len(group["params"])) == (0.5, len(list(model.parameters())))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda net, x: ps.expand(net, x),
+        lambda net, x: ps.expand(net.model, x),
+        lambda net, x: ps.spectrum(net, x),
+        lambda net, x: net.rescale("1/sqrt(n)"),
+        lambda net, x: ps.rescale(net, "learned", per="stage"),
+        lambda net, x: net(x, lam=0.5),
+        lambda net, x: net(x, lam=ps.Series.variable(2)),
+        lambda net, x: net.without_norm("all", keep="drop"),
+    ],
+)
+def test_what_needs_lam_refuses_a_model_without_joins(use):
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(
+        NoJoinsError, match=r"PlainNet has no residual joins .*: 2 nonlinear units found; λ needs a res"
+    ):
+        use(ps.knobs(arch.PlainNet(), x), x)
+
+
+# ----------------------------------------------------------------------------------------------- torch.func
+
+
+def test_many_lam_at_once_by_vmap():
+    for model, x in [
+        (arch.resnet20().eval(), torch.randn(2, 3, 32, 32)),  # in-place additions: each λ has a result of its own
+        (arch.DenseNet(arch.ReZero), torch.randn(3, 6)),
+    ]:
+        net = ps.knobs(model, x)
+        lams = torch.rand(4, len(net.branches))
+        with torch.no_grad():
+            together = torch.func.vmap(lambda lam: net(x, lam=lam))(lams)  # noqa: B023
+            one_by_one = torch.stack([net(x, lam=lam) for lam in lams])
+        torch.testing.assert_close(together, one_by_one)
+
+
+def test_a_batched_lam_that_a_view_would_miss_is_refused():
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f = nn.Linear(4, 4)
+
+        def forward(self, x):
+            y = self.f(x)
+            first = y[:, :2]
+            y += x
+            return torch.cat([y, first], 1)
+
+    x = torch.randn(2, 4)
+    net = ps.knobs(Viewing(), x)
+    with torch.no_grad(), pytest.raises(ps.PathsumError, match="read through another view"):
+        torch.func.vmap(lambda lam: net(x, lam=lam))(torch.rand(3, 1))
+
+
+def test_lam_by_functional_call_and_its_derivatives():
+    tower = ps.ResidualMLP(depth=3, width=5, in_features=4, activation="tanh", scale="1", seed=0).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+    net = ps.knobs(tower, x).rescale("learned:0.5")
+    lam = torch.tensor([0.3, 0.2, 0.7], dtype=torch.float64)
+
+    def loss(lam):
+        return torch.func.functional_call(net, {"lam_values": lam}, (x,)).square().sum()
+
+    assert torch.equal(loss(lam), net(x, lam=lam).square().sum())
+    required = lam.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(net(x, lam=required).square().sum(), required)
+    torch.testing.assert_close(torch.func.grad(loss)(lam), expected)
+    direction = torch.ones(3, dtype=torch.float64)
+    torch.testing.assert_close(torch.func.jvp(loss, (lam,), (direction,))[1], expected.sum())
+    net.rescale(0.5)  # a buffer goes the same way
+    assert torch.equal(loss(lam), net(x, lam=lam).square().sum())
+    assert torch.equal(net(x), net(x, lam=0.5))

@@ -224,6 +224,13 @@ def test_a_stale_view_is_an_error_not_a_wrong_number():
         x + 1
 
 
+def test_grouped_products_of_experts():
+    """torch has them in 32 and 16 bits only."""
+    c, weight, ends = torch.randn(3, 24, 4), torch.randn(2, 4, 8), torch.tensor([7, 24], dtype=torch.int32)
+    ours = F.grouped_mm(Series(c, Space(2)), weight, offs=ends).c
+    torch.testing.assert_close(ours, torch.cat([c[:, :7] @ weight[0], c[:, 7:] @ weight[1]], 1))
+
+
 def test_a_scalar_of_the_network_is_frozen_in_a_gated_product():
     """Only the formal variable itself counts as a path; x·mean(x) keeps its sum also in a short space."""
     c = polynomial(terms=4)

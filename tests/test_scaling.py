@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from pathsum.nets import ResidualMLP
 from pathsum.scaling import Rule, parse_rule, rescale
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False, min_value=-1e6, max_value=1e6)
+PER = st.sampled_from(["net", "stage"])
 RULES = st.one_of(
     st.builds(Rule, coefficient=NUMBERS),
     st.builds(Rule, coefficient=NUMBERS.filter(bool), exponent=st.floats(-3, 3)),
     st.builds(Rule, entries=st.lists(NUMBERS, min_size=1, max_size=8).map(tuple)),
-).flatmap(lambda rule: st.sampled_from([rule, Rule(rule.coefficient, rule.exponent, rule.entries, learned=True)]))
+).flatmap(lambda rule: st.builds(replace, st.just(rule), learned=st.booleans(), per=PER))
 
 
 @pytest.mark.parametrize(
@@ -58,6 +60,11 @@ RULES = st.one_of(
         ("learned:0", "learned", 0.0),
         ("learned:1/sqrt(n)", "learned:1/sqrt(n)", 0.25),
         ("Learned : 0.1", "learned:0.1", 0.1),
+        ("1/sqrt(n) per stage", "1/sqrt(n) per stage", 0.25),
+        ("  1/√n   PER   stage ", "1/sqrt(n) per stage", 0.25),
+        ("learned per stage", "learned per stage", 0.0),
+        ("learned:1/n per stage", "learned:1/n per stage", 1 / 16),
+        ("0.5 per net", "0.5", 0.5),
     ],
 )
 def test_reads(rule, text, at_16):
@@ -89,7 +96,7 @@ def test_text_reads_back_as_the_same_rule(rule):
     again = parse_rule(json.loads(json.dumps(parse_rule(rule.text).text)))
     assert again.text == parse_rule(rule.text).text
     n = len(rule.entries) if rule.entries is not None else 7
-    assert again.values(n) == pytest.approx(rule.values(n), rel=1e-15, abs=0)
+    assert again.values(n, range(n)) == pytest.approx(rule.values(n, range(n)), rel=1e-15, abs=0)
 
 
 @given(st.integers(1, 10_000), st.floats(-3, 3))
@@ -102,6 +109,20 @@ def test_a_power_is_the_power(n, exponent):
 def test_the_usual_rules_are_exact(n):
     assert parse_rule("1/n").values(n) == (1 / n,) * n
     assert parse_rule("1/sqrt(n)").values(n) == (1 / math.sqrt(n),) * n
+
+
+@given(RULES, st.lists(st.integers(0, 3), min_size=1, max_size=12))
+def test_per_stage_is_the_rule_of_each_stage_on_its_own(rule, labels):
+    rule = replace(rule, per="stage")
+    if rule.entries is not None and len(rule.entries) != len(set(labels)):
+        with pytest.raises(LambdaError, match="stages: give one number for each stage"):
+            rule.values(len(labels), labels)
+        return
+    values = rule.values(len(labels), labels)
+    for k, label in enumerate(dict.fromkeys(labels)):
+        alone = replace(rule, per="net", entries=None if rule.entries is None else rule.entries[k : k + 1])
+        count = 1 if rule.entries is not None else labels.count(label)
+        assert {v for v, of in zip(values, labels, strict=True) if of == label} == {alone.values(count)[0]}
 
 
 def test_no_branches_no_values():
@@ -141,6 +162,11 @@ REFUSED = [
     "learned:learned",
     "learnedly",
     "learned 1/n",
+    "1/n per",
+    "1/n per block",
+    "per stage",
+    "1/n per stage per stage",
+    "1/n perstage",
     "1 if n else 2",
     "__import__('os')",
     "__import__('os').system('false')",

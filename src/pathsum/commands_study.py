@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pathsum.errors import PathsumError
-from pathsum.studies.table1 import Preset, Table1, preset
+from pathsum.studies.table1 import HOW, Preset, Table1, preset
 
 if TYPE_CHECKING:
     from pathsum.store import Store
@@ -166,7 +166,7 @@ def show_plan(configs: Sequence[RunConfig], store: Store, options: Table1Command
     from pathsum.sweep import MOST_WORKERS, cores
     from pathsum.sweeping.work import default_device
 
-    clock = Clock(options.device or default_device())
+    clock = Clock(options.device or default_device(), 1 if options.engine == "inline" else options.stack)
     left = [config for config in configs if store.state(config) not in FINISHED]
     lines = [
         {
@@ -190,8 +190,8 @@ def show_plan(configs: Sequence[RunConfig], store: Store, options: Table1Command
     printed(console, f"\nTo be trained: {options.steps:,} steps of {options.batch_size} images each", shown)
     count = min(options.workers or min(cores(), MOST_WORKERS), len(left))
     console.print(
-        f"About {words(total)} one after the other on {clock.device}, {words(total / count)} with {count} workers of "
-        "one thread; runs that diverge end early, and stacking (--stack) may be quicker.",
+        f"About {words(total / count)} on {clock.device}: {count} at a time, {clock.stack} to a program; runs that "
+        "diverge end early.",
         soft_wrap=True,
     )
 
@@ -220,7 +220,10 @@ def parse_table1(args: Sequence[str]) -> Table1Command:
         begin, known = preset("small"), None  # tyro says what is wrong
     name: Any = "small" if known is None else known.preset
     options = {field.name: getattr(begin, field.name) for field in fields(Table1)}
-    return read(Table1Command, Table1Command(**options, preset=name), "pathsum study table1", args)
+    default = Table1Command(**options, **HOW.get(name, {}), preset=name)
+    asked: Table1Command = read(Table1Command, default, "pathsum study table1", args)
+    others = asked.depths and asked.depths != begin.depths and asked.width == begin.width
+    return replace(asked, width=begin.at_depths(asked.depths).width) if others and len(asked.width) > 1 else asked
 
 
 def read(command: type[Any], default: Any, prog: str, args: Sequence[str]) -> Any:

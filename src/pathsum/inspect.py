@@ -60,7 +60,7 @@ class InspectCommand:
     weights: Path | None = None
     """A .safetensors file for FILE.py:FUNCTION, torchvision:NAME or timm:NAME; all names and shapes must fit."""
     samples: int | None = None
-    """How many test images, a balanced subset (1000), or sequences of a text, the first ones (100); 0 takes all."""
+    """How many test images, a balanced subset (1000), or sequences of a text (20; of lines 100); 0 takes all."""
     order: int = 8
     """Highest order of the expansion in λ."""
     max_length: int | None = None
@@ -164,7 +164,8 @@ class InspectCommand:
         length = self.length or min(128, target.longest or 128)
         if target.longest and length > target.longest:
             raise DataError(f"--length is {length}, but {target.name} takes at most {target.longest} tokens")
-        limit = 100 if self.samples is None else self.samples or None
+        few = 100 if self.lines else 20
+        limit = few if self.samples is None else self.samples or None
         return read_text(self.data, self.tokens(target), length=length, limit=limit, lines=self.lines)
 
     def tokens(self, target: Target) -> Tokenizer:

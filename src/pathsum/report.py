@@ -228,10 +228,16 @@ def sweep_figure(summary: pd.DataFrame, folder: Path | None, name: str = "learni
             lines = {setting(g.iloc[0]): g for _, g in part.groupby(SETTING[1:], dropna=False, sort=False)}
             figures.sweep(ax, {k: lines[k] for k in names if k in lines}, names)
             ax.set_title("" if depth is None else f"depth {depth:g}")
+            ax.set_ylim(0, top(summary["best_test"]))
         axes[0].set_ylabel("best test accuracy (%)")
         figures.shared_legend(axes)
 
     return figures.draw(plot, folder, name, columns=len(each), size=(max(7.6, 4.8 * len(each)), 4.4))
+
+
+def top(accuracies: Iterable[float]) -> float:
+    """Where an accuracy axis in percent ends: at the whole, or at half of it where nothing comes near the half."""
+    return 102 if max((a for a in accuracies if a == a), default=1.0) > 0.4 else 51
 
 
 def curve_figure(chosen: Sequence[tuple[Any, list[Run]]], folder: Path | None, name: str = "training") -> str:
@@ -252,6 +258,8 @@ def curve_figure(chosen: Sequence[tuple[Any, list[Run]]], folder: Path | None, n
                         color = figures.PALETTE[names[label] % len(figures.PALETTE)]
                         figures.curve(loss, accuracy, run.rows, run.status, label, color, cap=cap)
             loss.set_title("" if depth is None else f"depth {depth:g}")
+            loss.set_xlim(accuracy.get_xlim())
+            accuracy.set_ylim(0, top(row["best_test"] for row, _ in chosen))
             figures.log_axis(loss.yaxis)
         axes[0].set_ylabel("training loss (nats)")
         axes[len(each)].set_ylabel("test accuracy (%)")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .care import tensors_in
+from .care import tensors_in, untouched
 from .coefficients import pad
 from .errors import DataError, LambdaError, ModeError
 from .knobs import Knobs, Lam, as_knobs
@@ -102,7 +102,7 @@ def run_series(
     outputs, terms = [], []
     lams: list[float] = []
     knobbed: Knobs | None = None
-    with torch.no_grad(), full_precision():
+    with torch.no_grad(), full_precision(), untouched(net):
         for part, named in track(chunks(inputs, kwargs, size), label, total=-(-total // size), show=progress):
             if knobbed is None:
                 knobbed = as_knobs(net, part, named)

@@ -277,10 +277,12 @@ def name_of(func: Any) -> str:
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         return f"torch.ops.{func}"
     name = torch.overrides.resolve_name(func)
-    if name is None:
-        module, qualified = getattr(func, "__module__", None), getattr(func, "__qualname__", None)
-        name = f"{module}.{qualified}" if module and qualified else qualified or repr(func)
-    return name.replace("torch.functional.", "torch.")
+    if name is None or name.startswith("torch.functional."):
+        own = getattr(func, "__name__", "")
+        for place in (torch, torch.nn.functional, torch._C._nn):
+            if getattr(place, own, None) is func:
+                return f"{place.__name__}.{own}"
+    return name or f"{getattr(func, '__module__', None)}.{getattr(func, '__qualname__', repr(func))}"
 
 
 def line_to_write(func: Any) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True)
@@ -111,3 +112,9 @@ class Anatomy:
             [{"unit": u.name, "kind": u.kind, "shape": "×".join(map(str, u.shape))} for u in self.units],
             columns=["unit", "kind", "shape"],
         )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Draw the stream with its joins: an arc for each branch, as high as it has calls, and a tick for each unit."""
+        from .anatomy_plot import draw_anatomy
+
+        return draw_anatomy(self, ax)

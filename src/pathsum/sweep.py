@@ -74,7 +74,7 @@ def sweep(
     """Train all runs that are not finished in `store`; what a kill interrupts continues from its checkpoint.
 
     configs: duplicates count once. workers: processes (default: one per core, 8 at most), each with its share of
-    the cores as threads. memory: bytes a worker may hold; over it the run stops with a checkpoint, and counts as
+    the cores as threads (or OMP_NUM_THREADS). memory: bytes a worker may hold; over it the run stops with a checkpoint, and counts as
     failed after some attempts. stack: how many networks of one architecture a worker trains as one program.
     engine: `"local"` processes, `"inline"` in this process one after the other, or `"ray"` on the cluster at
     `address`. device: by default cuda where there is one. retry: try runs again that failed in an earlier sweep.
@@ -137,7 +137,7 @@ def _local(
         "timeout": store.timeout,
         "max_attempts": store.max_attempts,
     }
-    crew = Crew(options, threads=max(1, cores() // count))
+    crew = Crew(options, threads=share(count))
     display = Display(store, len(left), describe, workers=count, show=progress)
     with terminable(), display:
         Supervisor(store, left, crew, display, workers=count, stack=stack).run()
@@ -179,6 +179,12 @@ def terminable() -> Iterator[None]:
     finally:
         if here:
             signal.signal(signal.SIGTERM, before)
+
+
+def share(workers: int) -> int:
+    """CPU threads of each of so many workers: an even share of the cores, unless OMP_NUM_THREADS says otherwise."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() and int(said) > 0 else max(1, cores() // workers)
 
 
 def cores() -> int:

@@ -8,6 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+POOLINGS = {"mean": "the mean of its tokens", "cls": "its first token"}
+
 
 class SentenceEncoder(nn.Module):
     """One vector a sentence: e = Σ_t m_t h_t / Σ_t m_t (or h_0), and e/‖e‖ where `normalize`.
@@ -46,15 +48,19 @@ def sentence_encoder(model: nn.Module, read: Callable[[str], Any]) -> tuple[nn.M
     if not isinstance(modules, list):
         return model, "", None
     kinds = {str(m.get("type")).rpartition(".")[2]: m for m in modules if isinstance(m, dict)}
-    pooling = read(f"{kinds['Pooling'].get('path')}/config.json") if "Pooling" in kinds else None
-    modes = [
-        k.removeprefix("pooling_mode_") for k, on in (pooling or {}).items() if k.startswith("pooling_mode_") and on
-    ]
+    modes = modes_of(read(f"{kinds['Pooling'].get('path')}/config.json") if "Pooling" in kinds else None)
     most = (read("sentence_bert_config.json") or {}).get("max_seq_length")
-    known = {"mean_tokens": "mean", "cls_token": "cls"}
-    if kinds.keys() - {"Transformer", "Pooling", "Normalize"} or len(modes) != 1 or modes[0] not in known:
+    if kinds.keys() - {"Transformer", "Pooling", "Normalize"} or len(modes) != 1 or modes[0] not in POOLINGS:
         stored = ", ".join([*kinds, *modes])
         return model, f"; its sentence embedding ({stored}) is not known here, so its tokens are looked at", most
-    whole = SentenceEncoder(model, pooling=known[modes[0]], normalize="Normalize" in kinds).eval()
-    words = f"; a sentence is the {'mean of its tokens' if whole.pooling == 'mean' else 'first token'}"
-    return whole, words + (", normalized" if whole.normalize else ""), most
+    whole = SentenceEncoder(model, pooling=modes[0], normalize="Normalize" in kinds).eval()
+    return whole, f"; a sentence is {POOLINGS[modes[0]]}{', normalized' if whole.normalize else ''}", most
+
+
+def modes_of(pooling: dict[str, Any] | None) -> list[str]:
+    """How tokens are pooled: one name, or, as older versions store it, a switch for each."""
+    stored = (pooling or {}).get("pooling_mode")
+    if stored is not None:
+        return [stored] if isinstance(stored, str) else list(stored)
+    on = [key.removeprefix("pooling_mode_") for key, value in (pooling or {}).items() if value is True]
+    return [mode.removesuffix("_tokens").removesuffix("_token") for mode in on if mode != "include_prompt"]

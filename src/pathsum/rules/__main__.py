@@ -10,8 +10,10 @@ from . import HOMES
 HEAD = """# What a series can pass through
 
 Functions with a rule, by the file of `pathsum/rules` that holds it; written by `python -m pathsum.rules`. Each stands
-for its spellings in `torch`, `torch.Tensor` and `torch.nn.functional`, and for its in-place form. Anything else raises
-`MissingRuleError`, which names the function, the module and the branch; `pathsum.register_rule` adds a rule.
+for its spellings in `torch`, `torch.Tensor`, `torch.nn.functional`, `torch.special`, `torch.linalg`, `torch.fft`, and
+for its in-place form. What becomes of the coefficients: [semantics.md](semantics.md). Anything else raises
+`MissingRuleError`, which names the function, the module and the branch, and shows the line that adds a rule:
+`ps.register_rule(torch.foo, handler)`, or `ps.register_rule(torch.foo, linear=True)` for a linear function.
 """
 
 

@@ -56,8 +56,9 @@ def logsumexp(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         return total if keepdim else total.squeeze(dim)
     v = x.base()
     whole = v.logsumexp(dim, keepdim=True)
-    out = (x * (v - whole).exp()).sum(dim, keepdim=True)
-    out = out + (whole - (v * (v - whole).exp()).sum(dim, keepdim=True))
+    weights, masked = (v - whole).exp(), v == -torch.inf
+    out = (x.masked_fill(masked, 0.0) * weights).sum(dim, keepdim=True)
+    out = out + (whole - (v.masked_fill(masked, 0.0) * weights).sum(dim, keepdim=True))
     return out if keepdim else out.squeeze(dim)
 
 

@@ -181,12 +181,23 @@ def gated(x: Series, phi: Callable[[Tensor], Tensor], slope: float, strength: in
     """a·g + φ(0), g frozen at the value."""
     v = x.base()
     at_zero = phi(torch.zeros((), dtype=v.dtype, device=v.device))
-    zero = v == 0
-    g = (phi(v) - at_zero) / torch.where(zero, torch.ones_like(v), v)
+    zero, value = v == 0, phi(v)
+    g = (value - at_zero) / torch.where(zero, torch.ones_like(v), v)
     out = x.times(torch.where(zero, torch.full_like(v, slope), g))
-    if float(at_zero):
+    constant = bool(at_zero)
+    if constant:
         out[0].add_(at_zero)
+    if strength == 2 or constant:  # functions that may be given infinities, the scores of masked places
+        out = settled(out, v.isinf(), value)
     return x.like(out, gate=strength)
+
+
+def settled(out: Tensor, where: Tensor, value: Tensor) -> Tensor:
+    """Coefficients that in some places are a constant: all of it of order 0."""
+    if not bool(where.any()):
+        return out
+    rest = torch.where(where, torch.zeros_like(value), out[1:])
+    return torch.cat([torch.where(where, value, out[0]).unsqueeze(0), rest])
 
 
 def smooth(x: Series, phi: Callable[[Tensor], Tensor], taylor: Coeffs, slope: float, strength: int) -> Series:
@@ -241,10 +252,7 @@ def ratio_gated(x: Series, phi: Callable[[Tensor], Tensor], strength: int) -> Se
     v = x.base()
     value, zero = phi(v), v == 0
     out = x.c * torch.where(zero, torch.zeros_like(value), value / v)
-    if bool(zero.any()):
-        out[0] = torch.where(zero, value, out[0])
-        out[1:] = torch.where(zero, torch.zeros_like(value), out[1:])
-    return x.like(out, gate=strength)
+    return x.like(settled(out, zero, value), gate=strength)
 
 
 @rule("log", "sqrt", "rsqrt", "pow", "__pow__", "square")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import MissingRuleError
@@ -25,7 +26,8 @@ JOINT = {
     "slice_scatter": "input* src* dim start end step",
     "diagonal_scatter": "input* src* offset dim1 dim2",
     "diff": "input* n dim prepend* append*",
-    "embedding": "input weight* padding_idx max_norm norm_type scale_grad_by_freq sparse",
+    "_grouped_mm": "mat_a* mat_b offs bias* out_dtype",
+    "grouped_mm": "mat_a* mat_b offs bias* out_dtype",
     "trapezoid": "y* x dim dx",
     "trapz": "y* x dim dx",
     "cumulative_trapezoid": "y* x dim dx",
@@ -149,7 +151,10 @@ def grid_sample(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     return jointly("input* grid")(func, args, kwargs)
 
 
-@rule("embedding_bag")
+# torch.embedding and torch.embedding_bag take other arguments, and are called by these.
+RULES[F.embedding] = jointly("input weight* padding_idx max_norm norm_type scale_grad_by_freq sparse")
+
+
 def embedding_bag(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     """Linear in the weights of its samples, or in its table: not in both."""
     weights = kwargs.get("per_sample_weights", args[8] if len(args) > 8 else None)
@@ -163,6 +168,9 @@ def embedding_bag(func: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
     names = "input weight offsets max_norm norm_type scale_grad_by_freq mode sparse per_sample_weights"
     starred = "per_sample_weights" if isinstance(weights, Series) else "weight"
     return jointly(" ".join(n + "*" * (n == starred) for n in names.split()))(func, args, kwargs)
+
+
+RULES[F.embedding_bag] = embedding_bag
 
 
 @rule("as_strided", "as_strided_copy")

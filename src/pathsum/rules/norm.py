@@ -55,9 +55,9 @@ def standardize(x: Series, c: Tensor, dims: tuple[int, ...], eps: float, *, cent
     return cauchy(c, power(var, -0.5, x.space), x.space)
 
 
-@rule("layer_norm", "native_layer_norm")
+@rule("layer_norm")
 def layer_norm(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    x, shape = args[0], argument(args, kwargs, 1, "normalized_shape")
+    x, shape = args[0] if args else kwargs["input"], argument(args, kwargs, 1, "normalized_shape")
     weight, bias = argument(args, kwargs, 2, "weight"), argument(args, kwargs, 3, "bias")
     dims = tuple(range(-len(shape), 0))
     c = standardize(x, x.c, dims, argument(args, kwargs, 4, "eps", 1e-5))
@@ -66,7 +66,7 @@ def layer_norm(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
 
 @rule("rms_norm")
 def rms_norm(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    x, shape = args[0], argument(args, kwargs, 1, "normalized_shape")
+    x, shape = args[0] if args else kwargs["input"], argument(args, kwargs, 1, "normalized_shape")
     weight, eps = argument(args, kwargs, 2, "weight"), argument(args, kwargs, 3, "eps")
     eps = torch.finfo(x.c.dtype).eps if eps is None else eps
     c = standardize(x, x.c, tuple(range(-len(shape), 0)), eps, center=False)
@@ -75,7 +75,7 @@ def rms_norm(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
 
 @rule("group_norm")
 def group_norm(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
-    x, groups = args[0], argument(args, kwargs, 1, "num_groups")
+    x, groups = args[0] if args else kwargs["input"], argument(args, kwargs, 1, "num_groups")
     weight, bias = argument(args, kwargs, 2, "weight"), argument(args, kwargs, 3, "bias")
     m, batch, channels, *rest = x.c.shape
     grouped = x.c.reshape(m, batch, groups, channels // groups, *rest)
@@ -87,9 +87,13 @@ def group_norm(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
 @rule("instance_norm")
 def instance_norm(func: Callable[..., Any], args: tuple, kwargs: dict) -> Series:
     names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
-    x, mean, var, weight, bias, own, _, eps = (argument(args, kwargs, i, n) for i, n in enumerate(names))
+    if func is torch.instance_norm:
+        names = ("input", "weight", "bias", "running_mean", "running_var", "use_input_stats", "momentum", "eps")
+    given = {n: argument(args, kwargs, i, n) for i, n in enumerate(names)}
+    x, weight, bias, own, eps = (given[n] for n in ("input", "weight", "bias", "use_input_stats", "eps"))
     eps = 1e-5 if eps is None else eps
     if own is False:
+        mean, var = given["running_mean"], given["running_var"]
         return batch_norm(torch.nn.functional.batch_norm, (x, mean, var, weight, bias, False, 0.1, eps), {})
     c = standardize(x, x.c, tuple(range(3, x.c.ndim)), eps)
     return x.like(_affine(c, weight, bias))

@@ -3,6 +3,7 @@ and pools by norms."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -36,7 +37,7 @@ def max_pool(name: str, names: str, dims: int) -> Handler:
             at = search(ranks(plane, -1).unflatten(-1, x.c.shape[-dims:]), **given, return_indices=True)[1]
         taken = at.flatten(-dims)
         out = x.c.flatten(-dims).gather(-1, taken.expand(x.m, *taken.shape)).unflatten(-1, at.shape[-dims:])
-        if return_indices or "with_indices" in func.__name__:
+        if return_indices or "with_indices" in func.__name__ or (names == ADAPTIVE and not inspect.isfunction(func)):
             return x.like(out), places(x, at)
         return x.like(out)
 

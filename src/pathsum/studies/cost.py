@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from pathsum.nets.tower import ResidualTower
 from pathsum.sweeping.config import RunConfig
 from pathsum.training.contexts import autocast, channels_last, tensor_cores, threads
+from pathsum.training.stacking import StackedTower
 
 SHALLOW, DEEPER = 1, 5  # blocks of the towers that are timed
 REPEATS = 3
 
 
 class Clock:
-    """Estimates in seconds, with one thread on `device`; each kind of tower is timed once."""
+    """Estimates in seconds, with one thread on `device` and `stack` networks a program; times each kind of tower once.
 
-    def __init__(self, device: str) -> None:
-        self.device = torch.device(device)
-        self.known: dict[tuple[str, int], tuple[float, float]] = {}
+    On a GPU the step is timed without its CUDA graph, so the estimate is too long where launches take the time.
+    """
+
+    def __init__(self, device: str, stack: int = 1) -> None:
+        self.device, self.stack = torch.device(device), stack
+        self.known: dict[str, tuple[float, float]] = {}
 
     def run(self, config: RunConfig) -> float:
         """One run to its end: steps and evaluations; an image in an evaluation costs a third of one in a step."""
@@ -35,35 +39,40 @@ class Clock:
 
     def _line(self, config: RunConfig) -> tuple[float, float]:
         """Seconds of a step of a tower without blocks, and of each block."""
-        kind = {name: config.model[name] for name in ("width", "norm", "encoder")}
-        key = (repr(kind), config.train.batch_size)
-        if key not in self.known:
+        kind = repr([config.model[name] for name in ("width", "norm", "encoder")] + [config.train.batch_size])
+        if kind not in self.known:
             with threads(1 if self.device.type == "cpu" else None), tensor_cores(config.train.precision):
                 shallow, deeper = (self._step(config, depth) for depth in (SHALLOW, DEEPER))
             per_block = max(deeper - shallow, 0.0) / (DEEPER - SHALLOW)
-            self.known[key] = (max(shallow - SHALLOW * per_block, 0.0), per_block)
-        return self.known[key]
+            self.known[kind] = (max(shallow - SHALLOW * per_block, 0.0), per_block)
+        return self.known[kind]
 
     def _step(self, config: RunConfig, depth: int) -> float:
-        """The quickest of a few steps of a tower."""
+        """A step of one tower, the quickest of a few; of a stack its share."""
         channels, size = shape(config)
         options = {**config.model, "depth": depth, "in_channels": channels, "num_classes": 10, "seed": 0}
-        model = ResidualTower(**options).to(self.device)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=config.train.momentum, foreach=True)
-        x = torch.zeros(config.train.batch_size, channels, size, size, device=self.device)
-        y = torch.zeros(config.train.batch_size, dtype=torch.int64, device=self.device)
+        towers = [ResidualTower(**options).to(self.device) for _ in range(self.stack)]
+        stacked = StackedTower(towers) if self.stack > 1 else None
+        leaves = list(towers[0].parameters() if stacked is None else stacked.leaves().values())
+        optimizer = torch.optim.SGD(leaves, lr=0.0, momentum=config.train.momentum, foreach=True)
+        batch = config.train.batch_size
+        x = torch.zeros(batch, self.stack * channels, size, size, device=self.device)
+        y = torch.zeros(batch * self.stack, dtype=torch.int64, device=self.device)
+
+        def forward() -> Tensor:
+            return towers[0](x) if stacked is None else stacked(x, training=True).flatten(0, 1)
 
         def update() -> float:
             began = self._now()
             optimizer.zero_grad()
             with autocast(config.train.precision, self.device):
-                logits = model(x)
+                logits = forward()
             F.cross_entropy(logits.float(), y).backward()
             optimizer.step()
             return self._now() - began
 
-        with channels_last(model, self.device):
-            return min(update() for _ in range(REPEATS))
+        with channels_last(towers[0], self.device):
+            return min(update() for _ in range(REPEATS)) / self.stack
 
     def _now(self) -> float:
         """A time in seconds; on the CPU that of this process alone, whatever else the machine does."""
@@ -93,8 +102,3 @@ def words(seconds: float) -> str:
         if seconds >= least * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
-
-
-def total(configs: Sequence[RunConfig], clock: Clock) -> float:
-    """Seconds of all runs, one after the other."""
-    return sum(clock.run(config) for config in configs)

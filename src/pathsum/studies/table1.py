@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pathsum.errors import PathsumError
+from pathsum.nets.memory import Mode
 from pathsum.nets.tower import Encoder, Init
 from pathsum.studies.study import Evidence
 from pathsum.sweeping.config import RunConfig
@@ -66,6 +67,8 @@ class Table1:
     """Initialization of the weights."""
     precision: Precision = "fp32"
     """Arithmetic of convolutions and matrix products: fp32, tf32 (on GPUs), or bf16."""
+    activations: Mode = "plain"
+    """What blocks keep for the gradient: plain (everything), checkpoint or reverse (little, for deep wide towers)."""
     margin: float = 3.0
     """Points of accuracy within which λ = 1/√n counts as good as batch norm (the paper: 2.0, 0.0 and 1.5)."""
 
@@ -73,6 +76,11 @@ class Table1:
     def widths(self) -> dict[int, int]:
         """The width at each depth."""
         return dict(zip(self.depths, self.width * (len(self.depths) if len(self.width) == 1 else 1), strict=True))
+
+    def at_depths(self, depths: tuple[int, ...]) -> Table1:
+        """The same at other depths: each as wide as the next shallower one here."""
+        shallower = [max((k for k in self.depths if k <= depth), default=min(self.depths)) for depth in depths]
+        return replace(self, depths=depths, width=tuple(self.widths[k] for k in shallower))
 
     def validate(self) -> None:
         """Raise PathsumError for what is no study."""
@@ -130,7 +138,12 @@ class Table1:
             precision=self.precision,
         )
         return RunConfig(
-            data=self.data, train_limit=self.train_limit, test_limit=self.test_limit, model=model, train=train
+            data=self.data,
+            train_limit=self.train_limit,
+            test_limit=self.test_limit,
+            model=model,
+            activations=self.activations,
+            train=train,
         )
 
     def gather(self, found: Any) -> Evidence:
@@ -155,20 +168,21 @@ PRESETS: dict[Preset, Table1] = {
         eval_every=2_500,
         precision="bf16",
     ),
-    # About an hour of two cores. CPU seconds of a step with one thread (batch norm, the others): n = 1000 of width 8
-    # 1.05, 0.79; n = 100 of width 16 0.14, 0.11; n = 10 0.017, 0.013; of an evaluation on 1,500 images 8, 1.2 and 0.2.
-    # n = 1000: 8 runs a setting x (200 steps + 5 evaluations): batch norm 2000, 1/n and 1/sqrt(n) 1580 each, and
-    # lambda = 1 fails in its first steps; n = 100: 270 + 2 x 225, n = 10: 4 x 30. Together 6100 s, 51 min on two cores.
+    # About an hour of two cores, four networks a program. CPU seconds of a step of one network with one thread (batch
+    # norm, without): n = 1000 of width 8 0.80, 0.31; n = 100 of width 16 0.12, 0.08; n = 10 0.013, 0.011; of an
+    # evaluation on 1,500 images 6, 1 and 0.2. n = 1000: 8 runs a setting x (400 steps + 5 evaluations): batch norm
+    # 2800 s, 1/n and 1/sqrt(n) 1230 s each, and lambda = 1 fails within its first steps; n = 100: 410 and 2 x 300 s;
+    # n = 10: 140 s. Together 6400 s, 53 min on two cores.
     "small": Table1(
         train_limit=6_000,
         test_limit=1_000,
         width=(16, 16, 8),
         lrs=tuple(2.0**-k for k in (7, 5, 3, 1)),
         seeds=(0, 1),
-        steps=200,
+        steps=400,
         batch_size=32,
         val_size=500,
-        eval_every=50,
+        eval_every=100,
     ),
     # Shows that all parts work: seconds, and no result worth quoting.
     "smoke": Table1(
@@ -185,6 +199,8 @@ PRESETS: dict[Preset, Table1] = {
         augment=False,
     ),
 }
+# How a preset is run: networks a program, programs at a time. A stack rounds otherwise than a network alone does.
+HOW: dict[str, dict[str, Any]] = {"h200": {"stack": 15, "workers": 1}, "small": {"stack": 4}, "smoke": {"stack": 4}}
 
 
 def preset(name: Preset, data: str = "") -> Table1:

@@ -26,8 +26,7 @@ def write(study: Table1, evidence: Evidence, out: Path) -> list[Check]:
     """Write everything into the folder `out`, the page last; returns the checks."""
     out.mkdir(parents=True, exist_ok=True)
     verdicts = checks(evidence, study.margin)
-    options = {field.name: getattr(study, field.name) for field in fields(Table1)}
-    write_json(out / MARKER, {"study": "table1", **record(evidence, options, verdicts)})
+    write_json(out / MARKER, {"study": "table1", **record(evidence, options(study), verdicts)})
     table = grid(evidence)
     write_atomic(out / "table1.md", markdown(table) + "\n" + markdown(check_grid(verdicts)))
     write_atomic(out / "table1.tex", latex(table, "tab:depth"))
@@ -127,7 +126,13 @@ def frame(table: Grid) -> pd.DataFrame:
     return pd.DataFrame([row for group in table.groups for row in group], columns=list(table.header))
 
 
+def options(study: Table1) -> dict[str, Any]:
+    """The options, but for the place of the data on this machine, which tells a reader nothing."""
+    source = "cifar10:PATH" if study.data.startswith("cifar10:") or Path(study.data).is_absolute() else study.data
+    return {field.name: getattr(study, field.name) for field in fields(Table1)} | {"data": source}
+
+
 def settings(study: Table1) -> dict[str, Any]:
     """The options, lists as text."""
-    values = {field.name: getattr(study, field.name) for field in fields(Table1)}
-    return {k: ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value for k, value in values.items()}
+    values = options(study).items()
+    return {k: ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value for k, value in values}
