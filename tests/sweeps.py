@@ -1,5 +1,6 @@
 """Tiny sweeps for the tests, also as a command: `python -m tests.sweeps ROOT NUM`, to be killed or starved."""
 
+import contextlib
 import json
 import os
 import signal
@@ -42,7 +43,9 @@ def recorded(store: Store, configs) -> dict[str, list]:
 def start(root: Path, num: int, *, steps: int = 40, workers: int = 2, memory: int = 0) -> subprocess.Popen:
     """A sweep of `many` in a process of its own."""
     command = [sys.executable, "-m", "tests.sweeps", str(root), str(num), str(steps), str(workers), str(memory)]
-    return subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def running(store: Store) -> list[int]:
@@ -63,10 +66,8 @@ def wait_for(condition, seconds: float = 60.0):
 
 def kill(pid: int) -> None:
     """SIGKILL, for a process that may be gone already."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def main() -> int:
@@ -74,7 +75,11 @@ def main() -> int:
     num, steps, workers, memory = [*given, *(1, 40, 2, 0)[len(given) :]]
     try:
         result = sweep(
-            many(num, steps), Store(sys.argv[1], max_attempts=1000), workers=workers, memory=memory or None, device="cpu"
+            many(num, steps),
+            Store(sys.argv[1], max_attempts=1000),
+            workers=workers,
+            memory=memory or None,
+            device="cpu",
         )
     except PathsumError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Sentence encoders: post-norm, pooled over a padding mask, normalized; tiny ones, and a pretrained one of a package."""
+"""Sentence encoders: post-norm, pooled over a padding mask, normalized; tiny ones, and a pretrained one."""
 
 from __future__ import annotations
 

@@ -50,7 +50,9 @@ def finish(store: Store, config: RunConfig, **summary) -> None:
     """A run as training leaves it."""
     folder = store.folder(config)
     (folder / runs.ROWS).write_text('{"step": 0, "train_loss": null}\n{"step": 20, "train_loss": 0.5}\n')
-    (folder / runs.DONE).write_text(json.dumps({"status": "done", "best_test": 0.5, "steps": 20, "seconds": 1.0, **summary}))
+    (folder / runs.DONE).write_text(
+        json.dumps({"status": "done", "best_test": 0.5, "steps": 20, "seconds": 1.0, **summary})
+    )
 
 
 # --- what a run is ---
@@ -84,8 +86,10 @@ def test_a_record_is_the_configuration():
     del record["model"]["zero_init_last"], record["activations"], record["train"]["weight_decay"]  # an older record
     assert RunConfig.from_json(record) == config
     for part, text in ((record, "the run record"), (record["train"], "the training record")):
-        with pytest.raises(PathsumError, match=rf"{text} holds unknown fields \(futuristic\); it is of another version"):
-            part["futuristic"] = 1
+        part["futuristic"] = 1
+        with pytest.raises(
+            PathsumError, match=rf"{text} holds unknown fields \(futuristic\); it is of another version"
+        ):
             RunConfig.from_json(record)
         del part["futuristic"]
 
@@ -189,7 +193,7 @@ def test_a_dead_process_leaves_its_run_at_once(store, one):
     assert store.state(one) == "interrupted"
     held = store.claim(one)
     assert held is not None
-    assert [attempt.outcome for attempt in store.attempts(one)][0] == "died"
+    assert store.attempts(one)[0].outcome == "died"
     assert store.claim(one) is None
     zombie = subprocess.Popen([sys.executable, "-c", ""])
     lease_of_zombie = {"machine": lease.machine(), "pid": zombie.pid, "started": lease.started(zombie.pid)}
@@ -297,7 +301,13 @@ def test_status_and_rows_are_tables(store):
     finish(store, a)
     store.claim(b)
     table = store.status().set_index("key")
-    assert table.loc[a.key, ["status", "step", "attempts", "best_test", "train.lr"]].tolist() == ["done", 20, 0, 0.5, 0.1]
+    assert table.loc[a.key, ["status", "step", "attempts", "best_test", "train.lr"]].tolist() == [
+        "done",
+        20,
+        0,
+        0.5,
+        0.1,
+    ]
     assert table.loc[b.key, ["status", "step", "attempts"]].tolist() == ["running", 0, 1]
     assert table.loc[b.key, "model.depth"] == 2
     rows = store.rows([a])

@@ -171,7 +171,7 @@ def kill_at_random(root: Path, num: int, kills: int, workers: int, seed: int) ->
             finished.setdefault(path.parent.name, path.stat().st_mtime_ns)
 
     for number in range(kills):
-        alive = wait_for(lambda: process.poll() is not None or running(store), 120)
+        alive = wait_for(lambda process=process: process.poll() is not None or running(store), 120)
         look()
         if process.poll() is None:
             time.sleep(chance.uniform(0, 0.15))
@@ -187,9 +187,7 @@ def kill_at_random(root: Path, num: int, kills: int, workers: int, seed: int) ->
     return finished
 
 
-@pytest.mark.parametrize(
-    ("kills", "num", "workers"), [(6, 5, 2), pytest.param(200, 40, 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("kills", "num", "workers"), [(6, 5, 2), pytest.param(200, 40, 4, marks=pytest.mark.slow)])
 def test_random_kills_lose_and_double_nothing(tmp_path, reference, kills, num, workers):
     finished = kill_at_random(tmp_path, num, kills, workers, seed=0)
     store, configs = Store(tmp_path), many(num)
@@ -287,7 +285,14 @@ def in_private_mount(options: str, folder: Path, script: str) -> subprocess.Comp
     head = "import os, sys; from pathlib import Path; from pathsum.errors import OutputError; "
     head += "from pathsum.sweep import sweep; from tests.sweeps import many; root = Path(sys.argv[1])\n"
     head += "def go(num): print(sweep(many(num), root, engine='inline', progress=False).counts, flush=True)\n"
-    command = ["unshare", "--mount", "bash", "-c", f"{mount}; exec '{sys.executable}' -c \"$0\" {folder}", head + script]
+    command = [
+        "unshare",
+        "--mount",
+        "bash",
+        "-c",
+        f"{mount}; exec '{sys.executable}' -c \"$0\" {folder}",
+        head + script,
+    ]
     here = Path(__file__).parents[1]
     done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -317,7 +322,9 @@ def test_a_full_disk_is_one_error_and_loses_nothing_finished(tmp_path, reference
     assert lines[0] == "{'done': 1, 'diverged': 1}"
     assert len(lines) == 5
     for line in lines[1:4]:
-        assert re.fullmatch(r"cannot write \S+: No space left on device; free some space or choose another folder", line)
+        assert re.fullmatch(
+            r"cannot write \S+: No space left on device; free some space or choose another folder", line
+        )
     assert lines[4] == "{'done': 7, 'diverged': 1}"
 
 
@@ -381,7 +388,14 @@ def test_a_stack_shares_its_runs_evenly(tmp_path, monkeypatch):
     boss = supervisor.Supervisor(store, store.register(configs), crew.Crew({}, 1), silent, workers=2, stack=4)
     boss.survey()
     orders = [boss.next_order() for _ in range(6)]
-    assert [[config.train.batch_size for config in order] for order in orders] == [[16] * 3, [16] * 2, [16], [8], [8], []]
+    assert [[config.train.batch_size for config in order] for order in orders] == [
+        [16] * 3,
+        [16] * 2,
+        [16],
+        [8],
+        [8],
+        [],
+    ]
 
 
 def test_output_errors_are_raised_and_the_run_is_given_back(tmp_path, monkeypatch):

@@ -84,7 +84,7 @@ def arcs(ax: Axes, left: np.ndarray, right: np.ndarray, heights: np.ndarray, *, 
 def mark_joins(ax: Axes, after: list[str], *, small: bool) -> None:
     """A disc for each join, colored by what reads its result first."""
     kinds = list(dict.fromkeys(after))
-    colors = {kind: AFTER[i % len(AFTER)] if kind else INK for i, kind in enumerate(k for k in (*kinds, "") if k or 1)}
+    colors = {kind: AFTER[i % len(AFTER)] if kind else INK for i, kind in enumerate(kinds)}
     for kind in kinds:
         x = [k + 1 for k, name in enumerate(after) if name == kind]
         label = f"join, then {kind}" if kind else "join"
@@ -127,7 +127,7 @@ def name_sites(ax: Axes, names: list[str]) -> None:
     ax.set_xticks([k + 1 for k in shown], [names[k] for k in shown], rotation=90 if len(names) > 8 else 20, fontsize=8)
     if len(names) <= 8:
         for label in ax.get_xticklabels():
-            label.set_ha("right")
+            label.set_horizontalalignment("right")
 
 
 def title(anatomy: Anatomy) -> str:

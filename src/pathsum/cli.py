@@ -43,6 +43,9 @@ COMMANDS = {
         "pathsum.inspect:InspectCommand",
         "explain a trained network by its paths: branches, orders, path lengths, a page",
     ),
+    "study": Command(
+        "pathsum.commands_study:StudyCommand", "reproduce a table of the paper, from runs to a page", RESUME
+    ),
     "report": Command("pathsum.report:ReportCommand", "turn folders of training runs into one page"),
 }
 
@@ -75,6 +78,8 @@ def parse(name: str, command: type[Any], args: Sequence[str]) -> Any:
     """Read the options of one command; its required fields are positional, the others `--options`."""
     import tyro
 
+    if custom := getattr(command, "parse", None):  # its options depend on the first word
+        return custom(args)
     return tyro.cli(
         command,
         prog=f"pathsum {name}",

@@ -272,12 +272,6 @@ class Knobs(nn.Module):
                 f"the saved λ of {len(state_dict[key])} branches ('{key}') have no place here: call "
                 "net.rescale('learned'), or the rule they were saved under, and load again"
             )
-        elif key in missing_keys:
-            missing_keys.remove(key)
-            error_msgs.append(
-                f"there is no λ in it ('{key}'), and this net has λ = {self.rule}: it was saved before rescale; load "
-                "it first and rescale then"
-            )
         elif self.rule is not None and not self.rule.learned and self.lam_values is not None:
             values = self.lam_values.tolist()
             if values != list(self.rule.values(len(values), self.stage_labels)):

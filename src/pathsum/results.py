@@ -54,7 +54,7 @@ def chunks(inputs: tuple, kwargs: dict[str, Any], size: int) -> Iterator[tuple[t
         if isinstance(value, Tensor):
             return value[at] if value.ndim and len(value) == total else value
         if isinstance(value, Mapping):
-            return type(value)({k: cut(v, at) for k, v in value.items()})
+            return type(value)({k: cut(v, at) for k, v in value.items()})  # type: ignore[call-arg]
         if isinstance(value, list | tuple):
             return type(value)(cut(v, at) for v in value)
         return value

@@ -96,7 +96,9 @@ class Store:
         failures = fruitless(attempts, step)
         if len(failures) >= self.max_attempts:
             last = failures[-1].end.get("error", "its process was killed, as when memory runs out")
-            held.release("failed", f"given up after {len(failures)} attempts without a new checkpoint; the last: {last}")
+            held.release(
+                "failed", f"given up after {len(failures)} attempts without a new checkpoint; the last: {last}"
+            )
             return None
         return held
 

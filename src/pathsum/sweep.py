@@ -74,8 +74,9 @@ def sweep(
     """Train all runs that are not finished in `store`; what a kill interrupts continues from its checkpoint.
 
     configs: duplicates count once. workers: processes (default: one per core, 8 at most), each with its share of
-    the cores as threads (or OMP_NUM_THREADS). memory: bytes a worker may hold; over it the run stops with a checkpoint, and counts as
-    failed after some attempts. stack: how many networks of one architecture a worker trains as one program.
+    the cores as threads (or OMP_NUM_THREADS). memory: bytes a worker may hold; over it the run stops with a
+    checkpoint, and counts as failed after some attempts. stack: how many networks of one architecture a worker
+    trains as one program.
     engine: `"local"` processes, `"inline"` in this process one after the other, or `"ray"` on the cluster at
     `address`. device: by default cuda where there is one. retry: try runs again that failed in an earlier sweep.
     describe: names a run in what is shown; progress: False shows nothing.
@@ -97,11 +98,7 @@ def sweep(
     elif left and engine == "inline":
         _inline(store, left, memory, device, describe, progress)
     elif left:
-        from pathsum.sweep_ray import sweep_ray
-
-        sweep_ray(
-            left, store, workers=workers, memory=memory, stack=stack, address=address, device=device, progress=progress
-        )
+        raise PathsumError("engine 'ray' is not there yet; give 'local' or 'inline'")
     counts = Counter(store.state(config) for config in asked)
     return SweepResult(store, tuple(asked), dict(counts.most_common()), time.monotonic() - began)
 

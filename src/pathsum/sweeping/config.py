@@ -128,15 +128,15 @@ def _complete(model_class: str, options: Mapping[str, Any], seed: int) -> dict[s
     parameters = inspect.signature(NETWORKS[model_class]).parameters
     unknown = sorted(options.keys() - parameters.keys())
     if unknown:
-        raise PathsumError(
-            f"{model_class} has no option {unknown[0]!r}; its options are {', '.join(parameters)}"
-        )
+        raise PathsumError(f"{model_class} has no option {unknown[0]!r}; its options are {', '.join(parameters)}")
     complete = {name: None if name in FROM_DATA else parameter.default for name, parameter in parameters.items()}
     complete.update(options)
-    complete["scale"] = parse_rule(complete["scale"]).text
+    complete["scale"] = parse_rule(complete["scale"]).text  # type: ignore[arg-type]
     if complete["seed"] is None:
         complete["seed"] = seed
     try:
         return dict(json.loads(json.dumps(complete, allow_nan=False)))
     except (TypeError, ValueError) as error:
-        raise PathsumError(f"the options of {model_class} cannot be written as JSON ({error}); give plain values") from None
+        raise PathsumError(
+            f"the options of {model_class} cannot be written as JSON ({error}); give plain values"
+        ) from None

@@ -168,4 +168,7 @@ def group_key(config: RunConfig) -> Hashable:
     """Equal for runs that can be trained as one program; None for one that must be alone."""
     from pathsum.training.stacked import stack_key
 
-    return stack_key(config)
+    if config.model_class != "ResidualTower" or config.activations != "plain":
+        return None
+    source = (config.data, config.train_limit, config.test_limit, config.data_seed)
+    return (*source, stack_key(config.model, config.train))

@@ -121,7 +121,8 @@ class Guard:
             if time.monotonic() - beaten < beat:
                 continue
             beaten = time.monotonic()
-            if not all([claim.lease.heartbeat() for claim in self.held]):
+            beats = [claim.lease.heartbeat() for claim in self.held]  # every one of them
+            if not all(beats):
                 stop_self()
 
     def release_all(self) -> None:
@@ -185,7 +186,7 @@ def _fit(store: Store, held: Sequence[Claim], how: How) -> list[FitResult]:
         return [fit(models[0], data, first.train, out=outs[0], progress=how.progress)]
     from pathsum.training.stacked import fit_stack
 
-    return fit_stack(models, data, [claim.config.train for claim in held], outs=outs, progress=how.progress)
+    return fit_stack(models, data, [claim.config.train for claim in held], outs=outs, progress=how.progress)  # type: ignore[arg-type]
 
 
 def _ended(claim: Claim, result: FitResult, guard: Guard) -> Outcome:
@@ -215,9 +216,7 @@ def _failed(claim: Claim, error: BaseException, guard: Guard) -> Outcome:
 
 @functools.lru_cache(maxsize=2)
 def _load(source: str, device: str, train_limit: int | None, test_limit: int | None, seed: int) -> Dataset:
-    return load(
-        source, device=device, train_limit=train_limit, test_limit=test_limit, seed=seed, progress=False
-    )
+    return load(source, device=device, train_limit=train_limit, test_limit=test_limit, seed=seed, progress=False)
 
 
 def default_device() -> str:
