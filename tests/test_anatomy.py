@@ -132,9 +132,10 @@ def test_a_compiled_model_is_refused_with_what_to_do():
         ps.knobs(torch.compile(model, backend="eager"), torch.randn(2, 4))
 
 
-def test_a_model_without_joins_is_refused():
-    with pytest.raises(ps.PathsumError, match="Sequential has no residual joins.*1 nonlinear units"):
-        ps.knobs(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4))
+def test_a_model_without_joins_says_so():
+    net = ps.knobs(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4))
+    assert "Sequential has no residual joins" in repr(net)
+    assert (len(net.branches), len(net.units)) == (0, 1)
 
 
 def test_a_function_is_refused():
