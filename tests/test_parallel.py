@@ -175,7 +175,7 @@ def test_processes_decide_together(pair):
         assert "the 2 processes were given different runs" in found["different"]
 
 
-def test_the_others_follow_the_first(pair):
+def test_the_others_follow_the_first(pair, one_thread):  # as each of the pair has
     assert pair[0]["followed"] == pair[1]["followed"] == json.loads(json.dumps(Books(Shard()).seen()))
 
 
