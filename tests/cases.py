@@ -50,7 +50,10 @@ def randomize(net: nn.Module, generator: torch.Generator) -> nn.Module:
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             normal(module.running_mean, 0, 0.3)
             uniform(module.running_var, 0.5, 2)
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.RMSNorm):
+        if (
+            isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.RMSNorm)
+            and module.weight is not None
+        ):
             uniform(module.weight, 0.5, 1.5)
         if isinstance(getattr(module, "bias", None), nn.Parameter):
             normal(module.bias, 0, 0.2)

@@ -47,6 +47,10 @@ STILL = _functions(
 )
 # Linear without a constant: a factor before is a factor behind.
 PASSING = STILL | _functions("permute transpose")
+RANDOM = _functions(
+    "rand randn randint rand_like randn_like randint_like bernoulli poisson multinomial normal dropout uniform "
+    "exponential geometric log_normal cauchy random"
+)
 FOLDABLE = NORMS | _functions(
     "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear addmm multi_head_attention_forward"
 )
@@ -59,7 +63,9 @@ ACTIVATION_MODULES = tuple(getattr(nn, name) for name in nn.modules.activation._
 # torch lists these among the functions it ignores, and yet they carry data.
 CARRIERS = frozenset(
     func
-    for name in "hardsigmoid hardswish sigmoid tanh upsample upsample_bilinear upsample_nearest unflatten".split()
+    for name in (
+        "hardsigmoid hardswish sigmoid tanh upsample upsample_bilinear upsample_nearest unflatten as_strided vander"
+    ).split()
     for func in spellings(name)
 )
 QUESTIONS = frozenset(
@@ -80,3 +86,12 @@ DATA_GETTERS = {getattr(torch.Tensor, n).__get__ for n in ("T", "mT", "H", "mH",
 def ignored(func: Any) -> bool:
     """Whether a call is outside the flow of data: property getters, questions, factories."""
     return (getattr(func, "__name__", "") == "__get__" and func not in DATA_GETTERS) or func in IGNORED
+
+
+def counts(func: Any, args: tuple) -> bool:
+    """Whether a call moves a counter, as a train-mode BatchNorm does: outside the flow of data too."""
+    return func in ADDITIONS and bool(args) and is_counter(args[0])
+
+
+def is_counter(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim == 0 and value.dtype == torch.int64

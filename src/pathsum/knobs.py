@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .anatomy import record
 from .care import is_sharded, tensors_in, untouched
-from .errors import LambdaError, NoJoinsError, ProbeError
+from .errors import ControlFlowError, LambdaError, NoJoinsError, ProbeError
 from .groups import param_groups
 from .norms import Keep, Kind, norm_table, without_norm
 from .running import Run, same
@@ -24,7 +24,7 @@ from .scaling import Per, Rule, with_per
 from .series import Series
 from .sites import Anatomy, Branch, Unit
 from .stages import Stages, labels_of
-from .tracing import Traced, plan_of
+from .tracing import Plan, Traced, plan_of
 from .values import Alpha, Lam, Output, check_alpha, check_lam, exact, is_number, pick
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ class Knobs(nn.Module):
         self.stage_labels: tuple[Hashable, ...] | None = None  # of each branch, where λ was put on per stage
         self.register_buffer("lam_values", None)
         self.training = model.training
-        self._plans = {bent: plan_of(anatomy, units=bent) for bent in (False, True)}
+        self._modes: dict[tuple[bool, ...], Anatomy] = {modes_of(model): anatomy}  # the calls may depend on the mode
+        self._plans: dict[tuple[Hashable, bool], Plan] = {}
         self._numbers: tuple[Tensor, int, list[float]] | None = None  # a fixed λ read once: reading waits for a GPU
 
     @property
@@ -93,11 +94,35 @@ class Knobs(nn.Module):
         values = list(lam) if isinstance(lam, list | tuple) or (isinstance(lam, Tensor) and lam.ndim) else [lam] * n
         if len(values) != n:
             raise LambdaError(f"λ has {len(values)} values; the model has {n} residual branches")
-        mode = Traced(self._plans[alpha is not None], None if lam is None else values, self.check_alpha(alpha))
+        mode = Traced(self.plan(units=alpha is not None), None if lam is None else values, self.check_alpha(alpha))
         with mode:
             out = self.model(*inputs, **kwargs)
         mode.finish()
         return out
+
+    def plan(self, *, units: bool) -> Plan:
+        """Where the sites are in the mode the model is in, for `trace`."""
+        modes = modes_of(self.model)
+        if (modes, units) not in self._plans:
+            self._plans[modes, units] = plan_of(self._modes.get(modes, self.anatomy), units=units)
+        return self._plans[modes, units]
+
+    def calls(self, inputs: tuple, kwargs: dict[str, Any]) -> Anatomy:
+        """The calls of a run in the mode the model is in: where it is new, seen by a run on copies of the inputs.
+
+        Raises `ControlFlowError` where the model has other joins or units than in the mode the knobs were made in.
+        """
+        modes = modes_of(self.model)
+        if modes not in self._modes:
+            found = record(self.model, *copied((inputs, kwargs)))[0]
+            different = self.anatomy.compare(found)
+            if different:
+                raise ControlFlowError(
+                    f"{type(self.model).__name__} makes other calls in its present mode than in the one the knobs were "
+                    f"made in ({different}); make the knobs in the mode they are used in"
+                )
+            self._modes[modes] = found
+        return self._modes[modes]
 
     def in_force(self) -> Tensor | list[float] | None:
         """λ as set by `rescale`: numbers, or a tensor where it is learned or transformed."""
@@ -124,7 +149,14 @@ class Knobs(nn.Module):
         `carried` are the λ of the real value in a space that carries it.
         """
         sharded = is_sharded(self.model)
-        mode = Run(self.anatomy, self.check_lam(lam), self.check_alpha(alpha), carried, probe=probe, sharded=sharded)
+        mode = Run(
+            self.calls(inputs, kwargs),
+            self.check_lam(lam),
+            self.check_alpha(alpha),
+            carried,
+            probe=probe,
+            sharded=sharded,
+        )
         with mode:
             out = self.model(*inputs, **kwargs)
         mode.finish()
@@ -291,6 +323,21 @@ class Knobs(nn.Module):
         if self.stage_labels is not None:
             table["stage"] = [str(label) for label in self.stage_labels]
         return head + "\n" + table.to_string(max_rows=ROWS_SHOWN)
+
+
+def modes_of(model: nn.Module) -> tuple[bool, ...]:
+    """Which of its modules are in train mode."""
+    return tuple(module.training for module in model.modules())
+
+
+def copied(value: Any) -> Any:
+    """Inputs with tensors of their own, for a run that may change them in place."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, list | tuple):
+        made = [copied(v) for v in value]
+        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
+    return {k: copied(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def own_scale(model: nn.Module, branch: Branch) -> float:

@@ -18,11 +18,13 @@ from .functions import (
     MATRIX_PRODUCTS,
     NONLINEAR,
     PRODUCTS,
+    RANDOM,
     SCALINGS,
     SHAPED_LIKE,
     STILL,
     UNITS,
     WEIGHTED,
+    counts,
     ignored,
 )
 from .graph import Graph, Join, Node
@@ -54,6 +56,7 @@ class Recorder(TorchFunctionMode):
         self.where: dict[int, tuple[weakref.ref, int]] = {}
         self.joins: list[Join] = []
         self.units: list[Call] = []
+        self.noise: dict[int, weakref.ref] = {}
         self.scaled: dict[int, tuple[int, float]] = {}  # node of x·number -> its step, and the number
 
     def node_of(self, t: Any) -> int | None:
@@ -71,8 +74,8 @@ class Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if ignored(func):
-            return func(*args, **kwargs)
+        if ignored(func) or counts(func, args):
+            return self.marked(func, args, func(*args, **kwargs))
         read = args[:1] if func in SHAPED_LIKE else (args, kwargs)
         inputs = [n for t in tensors_in(read) if (n := self.node_of(t)) is not None]
         operands = [self.node_of(a) for a in args]
@@ -84,7 +87,7 @@ class Recorder(TorchFunctionMode):
         self.operands.append(operands)
         self.reads.see(args, kwargs, operands, inputs, out)
         if not inputs:  # parameters and constants among themselves: no part of the flow
-            return out
+            return self.marked(func, args, out)
         target = args[0] if func is torch.Tensor.__setitem__ else out
         for t in tensors_in(target):
             node = self.made_by(func, args, kwargs, inputs)
@@ -99,6 +102,16 @@ class Recorder(TorchFunctionMode):
             if func in UNITS and isinstance(out, Tensor):
                 self.units.append(Call(step, number, module, UNITS[func]))
         return out
+
+    def marked(self, func: Any, args: tuple, out: Any) -> Any:
+        """`out`, noted as noise where it is drawn at random or made of what is."""
+        if isinstance(out, Tensor) and (func in RANDOM or any(self.is_noise(a) for a in args)):
+            self.noise[id(out)] = weakref.ref(out)
+        return out
+
+    def is_noise(self, value: Any) -> bool:
+        found = self.noise.get(id(value))
+        return found is not None and found() is value
 
     def made_by(self, func: Any, args: tuple, kwargs: dict, inputs: list[int]) -> Node:
         """The node of a tensor that this call made."""
@@ -128,6 +141,8 @@ class Recorder(TorchFunctionMode):
         for x, s in ((0, 1), (1, 0)):
             if len(args) > 1 and operands[x] is not None and operands[s] is None:
                 value = args[s]
+                if self.is_noise(value):  # stochastic depth: no λ of the model's own
+                    continue
                 if isinstance(value, int | float) or (isinstance(value, Tensor) and value.numel() == 1):
                     self.scaled[number] = (step, float(value))
 

@@ -85,6 +85,22 @@ class Anatomy:
     scalings: dict[int, int] = field(repr=False, default_factory=dict)  # step of a branch's own multiplication -> join
     fusions: tuple[Fusion, ...] = field(repr=False, default=())
 
+    def compare(self, other: Anatomy) -> str:
+        """How the sites of another run of the model differ from these; empty where they are the same.
+
+        A branch may pass more modules in one mode than in another (stochastic depth), and so have another name.
+        """
+        for kind, here, there in (("branches", self.branches, other.branches), ("units", self.units, other.units)):
+            if len(here) != len(there):
+                return f"{len(there)} {kind}, not {len(here)}"
+        for a, b in zip(self.branches, other.branches, strict=True):
+            if not (set(a.modules) <= set(b.modules) or set(b.modules) <= set(a.modules)):
+                return f"branch {b.name} for {a.name}"
+        for u, v in zip(self.units, other.units, strict=True):
+            if u.name != v.name:
+                return f"unit {v.name} for {u.name}"
+        return ""
+
     def table(self) -> pd.DataFrame:
         """The joins as a table, in the order they are computed."""
         import pandas as pd

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from .errors import ControlFlowError
+from .functions import is_counter
 from .joining import IN_PLACE, bend, join
 from .sites import Anatomy
 
@@ -71,7 +72,7 @@ class Traced(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         name = func.__name__
-        if name not in self.plan.names:
+        if name not in self.plan.names or is_counter(args[0]):
             return func(*args, **kwargs)
         at = self.seen
         self.seen = at + 1
