@@ -37,7 +37,10 @@ def test_autocast_is_off_inside(name):
     build, inputs = MODELS[name]
     model, x = build().eval(), inputs()
     plain, lengths = ps.expand(model, x, order=2), ps.spectrum(model, x)
+    net, t = ps.knobs(model, x), ps.Series.variable(2)
+    series = net.pick(net(x, lam=t)).c
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(net.pick(net(x, lam=t)).c, series)
         assert model(x).dtype == torch.bfloat16
         e, s = ps.expand(model, x, order=2), ps.spectrum(model, x)
         assert torch.is_autocast_enabled("cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import is_dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -51,6 +51,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 place[name] = buffer  # a forward may put another tensor there
                 if not torch.equal(buffer, saved):
                     buffer.copy_(saved)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Autocast off on every device: coefficients are not to be rounded to 16 bits between two functions."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 def check_same(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .care import full_precision
 from .coefficients import Space, pad
 from .errors import PathsumError
 from .results import check_count
@@ -37,7 +38,7 @@ def jet(f: Callable[[Any], Any], x: Tensor, direction: Tensor, *, order: int) ->
     if not x.is_floating_point():
         raise PathsumError(f"jet: x is {x.dtype}: give a point of real numbers, such as the embedding of the tokens")
     line = Series(torch.stack([x, direction]) if order else x.unsqueeze(0), Space(order))
-    with Following() as mode, torch.autocast(x.device.type, enabled=False):
+    with Following() as mode, full_precision():
         out = mode.reveal_output(f(line))
     if not isinstance(out, Tensor):
         raise PathsumError(f"jet: f returned {type(out).__name__}, expected a tensor: pick one, lambda x: f(x)[0]")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .anatomy import record
-from .care import is_sharded, tensors_in, untouched
+from .care import full_precision, is_sharded, tensors_in, untouched
 from .errors import ControlFlowError, LambdaError, NoJoinsError, ProbeError
 from .groups import param_groups
 from .norms import Keep, Kind, norm_table, without_norm
@@ -157,7 +158,7 @@ class Knobs(nn.Module):
             probe=probe,
             sharded=sharded,
         )
-        with mode:
+        with mode, full_precision() if isinstance(lam, Series) else nullcontext():
             out = self.model(*inputs, **kwargs)
         mode.finish()
         out = mode.reveal_output(out)

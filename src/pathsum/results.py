@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .care import tensors_in, untouched
+from .care import full_precision, tensors_in, untouched
 from .coefficients import pad
 from .errors import DataError, LambdaError, ModeError
 from .knobs import Knobs, Lam, as_knobs
@@ -62,16 +61,6 @@ def chunks(inputs: tuple, kwargs: dict[str, Any], size: int) -> Iterator[tuple[t
     for start in range(0, total, size):
         at = slice(start, start + size)
         yield tuple(cut(v, at) for v in inputs), {k: cut(v, at) for k, v in kwargs.items()}
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Autocast off on every device: coefficients are not to be rounded to 16 bits between two functions."""
-    with ExitStack() as stack:
-        for device in ("cpu", "cuda", "mps", "xpu"):
-            if torch.is_autocast_enabled(device):
-                stack.enter_context(torch.autocast(device, enabled=False))
-        yield
 
 
 Variable = Callable[[list[float], bool], Series]  # the formal λ, from the real ones and whether to carry the output
