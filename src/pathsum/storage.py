@@ -170,6 +170,10 @@ def read_state(path: Path) -> dict[str, Any]:
             return dict(json.loads((file.metadata() or {}).get("state", "{}")))
     except (OSError, ValueError, library.SafetensorError):
         return {}
+    except RuntimeError:  # what safetensors raises where the run was finished and its file removed meanwhile
+        if path.is_file():
+            raise
+        return {}
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
