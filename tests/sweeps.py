@@ -54,13 +54,13 @@ def running(store: Store) -> list[int]:
     return [holder.record["pid"] for holder in holders if holder is not None]
 
 
-def wait_for(condition, seconds: float = 60.0):
-    """What `condition()` gives as soon as it gives something."""
+def wait_for(condition, seconds: float = 60.0, *, every: float = 0.005):
+    """What `condition()` gives as soon as it gives something; asked `every` so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.005)
+        time.sleep(every)
     raise AssertionError("waited in vain")
 
 

@@ -16,6 +16,7 @@ from pathsum.store import FINISHED, Store
 from tests.sweeps import kill, recorded, running, wait_for
 
 PATIENCE = 6 * 3600.0  # seconds
+LOOK = 1.0  # seconds between two looks at the store, which take the sweep's time
 
 
 def command(out: Path, options: list[str]) -> subprocess.Popen:
@@ -35,9 +36,9 @@ def train_with_kills(out: Path, options: list[str]) -> list[str]:
         assert process.poll() is None, process.communicate()[1]
         return (store.root.is_dir() and any(store.step(config) for config in configs) and running(store)) or []
 
-    kill(wait_for(begun, PATIENCE)[0])
+    kill(wait_for(begun, PATIENCE, every=LOOK)[0])
     killed.append(f"a worker, {finished()} of {len(configs)} runs finished")
-    wait_for(lambda: finished() >= len(configs) // 4 and begun(), PATIENCE)
+    wait_for(lambda: finished() >= len(configs) // 4 and begun(), PATIENCE, every=LOOK)
     kill(process.pid)
     process.communicate()
     killed.append(f"the supervisor, {finished()} of {len(configs)} runs finished")
