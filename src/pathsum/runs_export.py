@@ -82,6 +82,6 @@ def column(values: Sequence[Any]) -> pd.Series[Any]:
         return pd.Series(values, dtype="boolean")
     if kinds == {int} and all(abs(value) < 2**63 for value in values if value is not None):
         return pd.Series(values, dtype="Int64")
-    if kinds <= {int, float}:
+    if float in kinds and kinds <= {int, float}:
         return pd.Series(values, dtype="Float64")
     return pd.Series([None if value is None else str(value) for value in values], dtype="string")
