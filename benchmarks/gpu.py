@@ -14,6 +14,7 @@ Exits with 2 where there is no GPU, with 1 where a check fails or a way to take 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import math
 import sys
@@ -204,13 +205,16 @@ def sides(case: Case, precision: str, plan: Plan, device: torch.device) -> dict[
         """Of steps alone, always on the same batch."""
         with tensor_cores(precision), autotuned(tuned):  # type: ignore[arg-type]
             work = program(built[:count], data, precision, batch)
-            x, y = work.data.batch(0)
-            update = work.update if captured else work._update
-            for _ in range(3):
-                update(x, y, False)
-            seconds = clock(lambda: [update(x, y, False) for _ in range(case.steps)], device, plan.repeats)
-            work.update.release()
-            work.tower.release()
+            assert isinstance(work.update, Captured)
+            try:
+                x, y = work.data.batch(0)
+                update = work.update if captured else work._update
+                for _ in range(3):
+                    update(x, y, False)
+                seconds = clock(lambda: [update(x, y, False) for _ in range(case.steps)], device, plan.repeats)
+            finally:
+                work.update.release()
+                work.tower.release()
         return seconds / case.steps
 
     return {
@@ -243,6 +247,7 @@ def measure(case: Case, precision: str, best: float, plan: Plan, device: torch.d
             seconds[name] = run()
         except RuntimeError as error:  # such as too little memory: the other ways may fit
             seconds[name], failures[name] = math.nan, " ".join(str(error).split())[:200]
+        gc.collect()  # what a failure left
         if device.type == "cuda":
             torch.cuda.empty_cache()
     made = {"depth": case.depth, "width": case.width, "batch": plan.batch, "precision": precision, "maps": "8x8"}

@@ -12,9 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from pathsum.data import Dataset, load
+from pathsum.data.batching import send
 from pathsum.nets.tower import ResidualTower
-from pathsum.train import TrainConfig, fit_stack
-from pathsum.training import graphs, stacked
+from pathsum.train import TrainConfig, fit, fit_stack
+from pathsum.training import graphs, stacked, stacking
+from pathsum.training.contexts import channels_last
 from pathsum.training.graphs import Captured
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,6 +180,44 @@ def test_a_stack_in_captured_steps_is_the_stack(cuda, digits, monkeypatch, optio
             torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True)
         ]
         assert all(same) or result.status == "diverged"
+
+
+def test_a_stack_without_empty_slots_as_on_a_gpu(digits, monkeypatch):
+    """One network in one slot, then three; close to `fit`, which sums in another order."""
+    monkeypatch.setattr(stacking, "num_slots", lambda num, width: num)
+    for num in (1, 3):
+        configs = [TrainConfig(lr=0.02, seed=i, steps=20, batch_size=16) for i in range(num)]
+        results = fit_stack([tower(i, norm="batch") for i in range(num)], digits, configs)
+        for i, result in enumerate(results):
+            alone = fit(tower(i, norm="batch"), digits, configs[i])
+            assert result.final_loss == pytest.approx(alone.final_loss, rel=2e-3)
+            assert len(result.rows) == len(alone.rows)
+
+
+@pytest.mark.parametrize(("precision", "last"), [("fp32", False), ("tf32", True), ("bf16", True)])
+def test_on_a_gpu_weights_are_channels_last_for_the_tensor_cores(precision, last):
+    net = tower(0)
+    weight = net.blocks[0].conv1.weight
+    before = weight.detach().clone()
+    with channels_last(net, CUDA, precision):
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
+        assert torch.equal(weight, before)
+    assert weight.is_contiguous()
+
+
+def test_batches_of_a_gpu_are_sent_from_pinned_memory(monkeypatch):
+    sent = []
+
+    class Pinned:
+        def to(self, device, non_blocking):
+            sent.append((device, non_blocking))
+            return "there"
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: Pinned())
+    assert send(torch.ones(2), CUDA) == "there"
+    assert sent == [(CUDA, True)]
+    x = torch.ones(2)
+    assert send(x, torch.device("cpu")) is x
 
 
 def test_the_quickest_form_is_measured_by_replays(cuda, monkeypatch):

@@ -38,7 +38,7 @@ def normalize(
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`; a copy to a GPU is queued behind its work instead of waiting for it."""
-    if device.type != "cuda" or tensor.is_cuda:
+    if device.type != "cuda" or tensor.is_cuda or not tensor.numel():
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
