@@ -8,10 +8,17 @@ import warnings
 from rich.console import Console
 from rich.table import Table
 
-from . import expansion, jets, language, spectrum
+from . import expansion, jets, language, memory, spectrum, training
 from .timing import save
 
-THEMES = {"expansion": expansion.bench, "spectrum": spectrum.bench, "language": language.bench, "jets": jets.bench}
+THEMES = {
+    "expansion": expansion.bench,
+    "spectrum": spectrum.bench,
+    "language": language.bench,
+    "jets": jets.bench,
+    "training": training.bench,
+    "memory": memory.bench,
+}
 
 
 def show(found: list[dict]) -> None:

@@ -71,10 +71,10 @@ def rows(theme: str, case: str, seconds: dict[str, float], against: str, config:
     ]
 
 
-def save(found: list[dict], theme: str) -> Path:
+def save(found: list[dict], theme: str, folder: Path = RESULTS) -> Path:
     """Write the rows of a theme as CSV, named theme–hardware–date."""
     device = torch.cuda.get_device_name(0).replace(" ", "-") if torch.cuda.is_available() else f"cpu{os.cpu_count()}"
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{theme}-{device}-{datetime.now(UTC):%Y-%m-%d}.csv"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{theme}-{device}-{datetime.now(UTC):%Y-%m-%d}.csv"
     pd.DataFrame(found).to_csv(path, index=False)
     return path

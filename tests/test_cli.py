@@ -19,6 +19,7 @@ from pathsum.cli import COMMANDS, main
 from pathsum.errors import DataError
 
 RUN = [sys.executable, "-m", "pathsum.cli"]
+SUBCOMMANDS = {"study": "study table1", "runs": "runs ls"}
 
 
 def run(*args: str, **options) -> subprocess.CompletedProcess:
@@ -38,7 +39,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"pathsum {pathsum.__version__}\n"
 
 
-@pytest.mark.parametrize("name", [name if name != "study" else "study table1" for name in COMMANDS])
+@pytest.mark.parametrize("name", [SUBCOMMANDS.get(name, name) for name in COMMANDS])
 def test_every_command_teaches(capsys, name):
     with pytest.raises(SystemExit) as stop:
         main([*name.split(), "--help"])

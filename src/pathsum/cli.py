@@ -46,6 +46,7 @@ COMMANDS = {
     "study": Command(
         "pathsum.commands_study:StudyCommand", "reproduce a table of the paper, from runs to a page", RESUME
     ),
+    "runs": Command("pathsum.commands_runs:RunsCommand", "list, show, remove and export training runs"),
     "report": Command("pathsum.report:ReportCommand", "turn folders of training runs into one page"),
 }
 

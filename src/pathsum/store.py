@@ -108,9 +108,10 @@ class Store:
 
     def state(self, config: RunConfig) -> str:
         """What a run is now: see the class."""
-        return self._state(self.folder(config))
+        return self.state_of(self.folder(config))
 
-    def _state(self, folder: Path) -> str:
+    def state_of(self, folder: Path) -> str:
+        """The same for the run in a folder."""
         if (folder / runs.DONE).is_file():
             return str(read_json(folder / runs.DONE).get("status", "done"))
         numbers = lease.numbers(folder)
@@ -172,7 +173,7 @@ class Store:
         return {
             "run": folder.name,
             "key": key_of(request),
-            "status": self._state(folder),
+            "status": self.state_of(folder),
             "step": rows[-1]["step"] if rows else 0,
             "attempts": len(numbers),
             "host": "" if last is None else last.record["host"],
@@ -190,7 +191,7 @@ class Store:
     def _rows(self, folders: Sequence[Path]) -> Iterator[dict[str, Any]]:
         for folder in folders:
             request = request_of(folder)
-            about = {"status": self._state(folder), **columns(request)}
+            about = {"status": self.state_of(folder), **columns(request)}
             for row in runs.read_rows(folder / runs.ROWS):
                 yield {"key": key_of(request), "run": folder.name, **row, **about}
 

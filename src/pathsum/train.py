@@ -71,7 +71,7 @@ def fit(
         stack.enter_context(tensor_cores(config.precision))
         stack.enter_context(private_randomness(config.seed, device))
         stack.enter_context(mode(model, training=True))
-        stack.enter_context(channels_last(model, device))
+        stack.enter_context(channels_last(model, device, config.precision))
         training = Training(model, data, config, device, folder, signals)
         stack.callback(training.close)
         return training.run(progress)

@@ -31,9 +31,16 @@ def normalize(
         )
     exact = torch.promote_types(dtype, torch.float32)
     shift, divisor = (
-        torch.tensor(tuple(values), dtype=exact, device=images.device).view(-1, 1, 1) for values in (mean, std)
+        send(torch.tensor(tuple(values), dtype=exact), images.device).view(-1, 1, 1) for values in (mean, std)
     )
     return images.to(exact).div_(255).sub_(shift).div_(divisor).to(dtype)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`; a copy to a GPU is queued behind its work instead of waiting for it."""
+    if device.type != "cuda" or tensor.is_cuda or not tensor.numel():
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -97,10 +104,10 @@ def _crop(images: Tensor, chance: Draw, pad: int) -> Tensor:
     device = images.device
     padded = F.pad(images, (pad, pad, pad, pad))
     columns_W = torch.arange(width, device=device)
-    columns_BW = torch.where(chance.mirror.to(device)[:, None], width - 1 - columns_W, columns_W)
+    columns_BW = torch.where(send(chance.mirror, device)[:, None], width - 1 - columns_W, columns_W)
     image = torch.arange(num, device=device)[:, None, None]
-    row = (chance.top.to(device)[:, None] + torch.arange(height, device=device))[:, :, None]
-    column = (chance.left.to(device)[:, None] + columns_BW)[:, None, :]
+    row = (send(chance.top, device)[:, None] + torch.arange(height, device=device))[:, :, None]
+    column = (send(chance.left, device)[:, None] + columns_BW)[:, None, :]
     crop_BHWC = padded.permute(0, 2, 3, 1)[image, row, column]
     return crop_BHWC.permute(0, 3, 1, 2).contiguous()
 
@@ -108,7 +115,7 @@ def _crop(images: Tensor, chance: Draw, pad: int) -> Tensor:
 def _enlarge(images: Tensor, chance: Draw) -> Tensor:
     """Enlarge each image's box to full size, bilinear between pixel centers."""
     height, width = images.shape[2:]
-    side, corner = chance.side.to(images.device), chance.corner.to(images.device)
+    side, corner = send(chance.side, images.device), send(chance.corner, images.device)
 
     def centers(size: int, place: Tensor) -> Tensor:
         """Centers of the new pixels as grid_sample has them: −1 and 1 are the outer edges."""
@@ -173,7 +180,7 @@ def batches(
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 shuffle = torch.randperm(len(split), generator=seeded(seed, "order", epoch))
-                order = shuffle.to(split.images.device)
+                order = send(shuffle, split.images.device)
             start = step % per_epoch * batch_size
             rows = order[start : start + batch_size]
             images = split.images[rows]

@@ -71,7 +71,7 @@ class Clock:
             optimizer.step()
             return self._now() - began
 
-        with channels_last(towers[0], self.device):
+        with channels_last(towers[0], self.device, config.train.precision):
             return min(update() for _ in range(REPEATS)) / self.stack
 
     def _now(self) -> float:

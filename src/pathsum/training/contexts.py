@@ -104,10 +104,13 @@ def mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def channels_last(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Keep convolution weights channels-last on the CPU: on two threads towers train 7 to 13 % faster so."""
+def channels_last(model: nn.Module, device: torch.device, precision: Precision = "fp32") -> Iterator[None]:
+    """Keep convolution weights channels-last: on two CPU threads towers train 7 to 13 % faster so.
+
+    On a GPU where its tensor cores are asked for, which take images no other way without copying them.
+    """
     changed = []
-    if device.type == "cpu":
+    if device.type == "cpu" or precision != "fp32":
         changed = [p for p in model.parameters() if p.ndim == 4 and p.is_contiguous()]
     for parameter in changed:
         parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

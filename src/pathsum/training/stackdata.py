@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathsum.data import Dataset, Split, normalize
-from pathsum.data.batching import Draw, _enlarge, check_augmentation, draw, seeded
+from pathsum.data.batching import Draw, _enlarge, check_augmentation, draw, seeded, send
 from pathsum.data.splits import balanced_rows
 from pathsum.training.evaluation import to_device
 from pathsum.training.options import TrainConfig
@@ -46,7 +46,7 @@ class StackedData:
     def _images(self, split: Split, rows_GB: Tensor, step: int | None = None) -> tuple[Tensor, Tensor]:
         """The images in these rows, augmented for a step, and their labels."""
         num, device = len(rows_GB), split.images.device
-        rows_GB = rows_GB.to(device)
+        rows_GB = send(rows_GB, device)
         images = split.images[rows_GB.flatten()]
         if step is not None:
             chance = self._draw(step, rows_GB.shape[1])
@@ -88,8 +88,8 @@ def crop(images: Tensor, chance: Draw, pad: int) -> Tensor:
     num, _, height, width = images.shape
     device = images.device
     windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)  # nothing copied
-    crops = windows[torch.arange(num, device=device), :, chance.top.to(device), chance.left.to(device)]
-    mirrored = chance.mirror.nonzero().squeeze(1).to(device)
+    crops = windows[torch.arange(num, device=device), :, send(chance.top, device), send(chance.left, device)]
+    mirrored = send(chance.mirror.nonzero().squeeze(1), device)
     crops[mirrored] = crops[mirrored].flip(3)
     return crops
 

@@ -188,7 +188,7 @@ class Program:
         """Grouped on the CPU, on a GPU what is quicker. Products of bfloat16 take channels in pairs: odd ones leak."""
         if self.config.precision == "bf16" and width % 2:
             return each
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or self.tower.slots == 1:
             return grouped
         x, _ = self.data.batch(self.step)
 
@@ -198,7 +198,7 @@ class Program:
                 out = self.tower(x, training=False)
             torch.autograd.grad(out.sum(), list(self.tower.leaves().values()))
 
-        return quickest({"grouped": grouped, "each": each}, run)
+        return quickest({"grouped": grouped, "each": each}, run, self.device)
 
     def _autocast(self) -> torch.autocast:
         return autocast(self.config.precision, self.device, cache=False)  # a graph may not keep casts
@@ -216,6 +216,7 @@ class Program:
             self._sync()
             self._rows_are_written()
         finally:
+            self.update.release()
             self.tower.release()
 
     def _over(self, until: int) -> bool:

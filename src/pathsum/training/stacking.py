@@ -63,7 +63,9 @@ class StackedTower:
     def __init__(self, models: Sequence[ResidualTower], *, convolution: Convolution = grouped) -> None:
         self.models, self.num, self.convolution = list(models), len(models), convolution
         self.first = models[0]
-        self.slots = num_slots(self.num, self.first.decoder.get_parameter("linear.weight").shape[1])
+        weight = self.first.decoder.get_parameter("linear.weight")
+        # A GPU promises no bits, and an empty slot would cost it what a network does.
+        self.slots = self.num if weight.is_cuda else num_slots(self.num, weight.shape[1])
         self.parameters: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
         for name, like in self.first.named_parameters():
