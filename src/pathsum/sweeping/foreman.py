@@ -80,7 +80,8 @@ class Foreman:
                 self.claims.pop(name, None)
         self.mail = [m for m in self.mail if m[0] > known]
         self._collect()
-        size, letters = 0, []
+        size = 0
+        letters: list[tuple[int, str, Message]] = []
         for letter in self.mail:
             size += sum(map(len, letter[2].get("files", {}).values()))
             if letters and size > LETTER:

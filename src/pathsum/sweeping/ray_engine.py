@@ -7,6 +7,7 @@ store on the same machine takes them over.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import secrets
@@ -92,7 +93,7 @@ def connected(address: str | None) -> Iterator[None]:
     if address != "auto" and not answers(address):
         raise PathsumError(f"no Ray cluster answers at {address}; check address and firewall, or {how}")
     try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         why = " ".join(str(error).split())[:300]
         raise PathsumError(f"cannot join the Ray cluster at {address}: {why}; {how}") from None
@@ -134,8 +135,8 @@ def hire(store: Store) -> tuple[Any, dict[str, Any]]:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     for number in range(1000):
         options = {"name": f"{where}-{number}", "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0}
-        made = ray.remote(Foreman).options(**options, get_if_exists=True, scheduling_strategy=here)  # type: ignore[attr-defined]
-        foreman = made.remote(secrets.token_hex(8))
+        made: Any = ray.remote(Foreman)
+        foreman = made.options(**options, get_if_exists=True, scheduling_strategy=here).remote(secrets.token_hex(8))
         try:
             driver, silent = ray.get(foreman.holder.remote())
             if driver and not lease.is_gone(driver) and silent < store.timeout:
@@ -156,7 +157,7 @@ def find_shared(probe: Path, nodes: Sequence[dict[str, Any]], request: Request) 
     from pathsum.sweeping.foreman import look
 
     able = [node for node in nodes if request.fits(node["Resources"])]
-    remote = ray.remote(look).options  # type: ignore[attr-defined]
+    remote: Any = ray.remote(look).options
     asked = {
         remote(
             num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
