@@ -387,10 +387,13 @@ def second(head):
     """The second node, with one CPU."""
     node = head.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
     yield node
+    while DRIVERS:
+        DRIVERS.pop().kill()  # of a test that failed
     if node in head.worker_nodes:
         head.remove_node(node)
 
 
+DRIVERS: list[subprocess.Popen] = []
 DRIVER = """
 import json, sys
 from pathsum.store import Store
@@ -407,7 +410,9 @@ print(json.dumps(sweep(many(int(num), int(steps)), root, engine="ray", address=a
 def drive(root, num, steps, address, shared):
     """A driver in a process of its own."""
     command = [sys.executable, "-c", DRIVER, *map(str, (root, num, steps, address, shared))]
-    return subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    DRIVERS.append(process)
+    return process
 
 
 def finish(process):
@@ -419,7 +424,7 @@ def finish(process):
 
 def both_train(store, configs):
     """Whether two runs are being trained, and a checkpoint of each is in the store."""
-    return len(running(store)) == 2 and sum(store.step(config) > 0 for config in configs) == 2
+    return store.root.is_dir() and len(running(store)) == 2 and sum(store.step(config) > 0 for config in configs) == 2
 
 
 @cluster_test

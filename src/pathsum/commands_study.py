@@ -40,6 +40,7 @@ class Table1Command(Table1):
       pathsum study table1 --preset smoke
       pathsum study table1 --preset small --data cifar10:data/cifar10 --out studies/table1
       pathsum study table1 --preset paper --data uoft-cs/cifar10 --depths 10 --width 256 --dry-run
+      pathsum study table1 --preset paper --engine ray --address auto --gpus 0.25   (docs/sweeps.md)
     """
 
     preset: Preset = "small"
