@@ -232,7 +232,7 @@ def on_fake(monkeypatch):
 
     def go(store, configs, fake, *, shared, asked=None):
         left = [config for config in store.register(configs) if store.state(config) not in ("done", "diverged")]
-        known = fake.real.attach({"pid": 1}, fake.real.driver)
+        known = fake.real.attach({"pid": 1}, {})
         request = Request(device="cpu", cpus=1.0, gpus=0.0, shared=asked)
         crew = ray_crew.RayCrew(store, fake, known, request, ray_engine.ray_options(request), every=0.01)
         crew.shared = shared

@@ -35,9 +35,15 @@ class Foreman:
         threading.Thread(target=self._retire, daemon=True).start()
 
     def _retire(self) -> None:
-        while self.refs or time.monotonic() - self.seen < KEEP:
+        """End this actor when for long no driver came and nothing runs."""
+        import ray
+
+        while True:
             time.sleep(60.0)
-        os._exit(0)
+            refs = list(self.refs.values())
+            running = len(refs) > 0 and len(ray.wait(refs, num_returns=len(refs), timeout=0)[1]) > 0
+            if not running and time.monotonic() - self.seen > KEEP:
+                os._exit(0)
 
     def holder(self) -> tuple[dict[str, Any], float]:
         """The driver, and the seconds since it last asked for anything."""
@@ -49,6 +55,10 @@ class Foreman:
             return None
         self.driver, self.seen = driver, time.monotonic()
         return {"token": self.token, "tasks": list(self.tasks.values()), "claims": self.claims}
+
+    def detach(self) -> None:
+        """Wait for the next driver."""
+        self.driver = {}
 
     def submit(self, task: dict[str, Any], parcels: dict[str, Parcel] | None, options: dict[str, Any]) -> None:
         """Start a task: `options` are Ray's."""

@@ -295,6 +295,7 @@ class RayCrew:
     def stop(self) -> None:
         """Let every task write its checkpoint and end, fetch what they have, and dismiss the foreman."""
         import ray
+        from ray.exceptions import RayActorError
 
         if self.stopped:
             return
@@ -306,7 +307,10 @@ class RayCrew:
             self.over.set()
             for slot in self.members:
                 self.let_go(slot, "interrupted")
-            if not self.kept:
+            if self.kept:
+                with suppress(RayActorError):
+                    ray.get(self.foreman.detach.remote())
+            else:
                 ray.kill(self.foreman)
                 with suppress(OSError):
                     self.probe.unlink(missing_ok=True)
