@@ -17,7 +17,7 @@ from pathsum.errors import OutputError, PathsumError
 from pathsum.store import Store
 from pathsum.sweep import sweep
 from pathsum.sweeping import foreman as foreman_module
-from pathsum.sweeping import lease, parcels, ray_crew, ray_engine
+from pathsum.sweeping import lease, parcels, ray_crew, ray_engine, ray_supervisor
 from pathsum.sweeping.display import Display
 from pathsum.sweeping.request import Request, times
 from tests.sweeps import many, recorded, run, running, wait_for
@@ -239,7 +239,7 @@ def on_fake(monkeypatch):
         try:
             with Display(store, len(left), repr, workers=2, show=False) as display:
                 display.interval = 0.05
-                ray_crew.ClusterSupervisor(store, left, crew, display, workers=2, stack=1).run()
+                ray_supervisor.ClusterSupervisor(store, left, crew, display, workers=2, stack=1).run()
         finally:
             crew.stop()
         return fake
@@ -359,6 +359,27 @@ def test_a_foreman_keeps_what_was_not_taken_in_and_of_files_the_last():
     assert boss.tasks == {}
 
 
+def test_when_the_owner_of_the_tasks_dies_another_takes_its_place(tmp_path, on_fake, monkeypatch, reference):
+    store, second, config = Store(tmp_path / "store"), FakeForeman(), many(3)[0]
+    monkeypatch.setattr(ray_engine, "hire", lambda store: (second, {"token": "u", "tasks": [], "claims": {}}))
+
+    def dies(number):
+        raise ray.exceptions.RayActorError
+
+    first = on_fake(store, [config], FakeForeman(dies), shared=False)
+    assert (len(first.submitted), len(second.submitted), first.killed, second.killed) == (1, 1, False, True)
+    assert ends(store, config) == ["died", "done"]
+    assert recorded(store, [config])[config.folder] == reference(3, 40)[config.folder]
+    assert not list(store.root.glob(".probe*"))
+
+
+def test_a_cluster_that_lost_its_nodes_is_an_error_in_the_end(tmp_path, on_fake, monkeypatch):
+    monkeypatch.setattr(ray_engine, "alive", list)
+    monkeypatch.setattr(ray_supervisor, "BARREN", -1.0)
+    with pytest.raises(PathsumError, match="the cluster has no node that is alive; for -1 s no run could go on"):
+        on_fake(Store(tmp_path), [run()], FakeForeman(), shared=True)
+
+
 # --- a cluster of two nodes ---
 
 cluster_test = pytest.mark.slow
@@ -430,12 +451,12 @@ def both_train(store, configs):
 @cluster_test
 @pytest.mark.parametrize("shared", [None, False])
 def test_a_node_killed_in_the_middle(tmp_path, head, second, reference, shared):
-    configs, store = many(3, 1500), Store(tmp_path / "store")
-    process = drive(store.root, 3, 1500, head.address, shared)
+    configs, store = many(3, 600), Store(tmp_path / "store")
+    process = drive(store.root, 3, 600, head.address, shared)
     wait_for(lambda: both_train(store, configs[:2]), 180)
     head.remove_node(second, allow_graceful=False)
     finish(process)
-    check_whole(store, configs, reference(3, 1500))
+    check_whole(store, configs, reference(3, 600))
     outcomes = sorted(ends(store, config) for config in configs)
     assert outcomes == [["died", "done"], ["diverged"], ["done"]]  # one was on that node; the others ran once
     assert not list(store.root.glob(".probe*"))
@@ -444,16 +465,16 @@ def test_a_node_killed_in_the_middle(tmp_path, head, second, reference, shared):
 @cluster_test
 @pytest.mark.parametrize("shared", [None, False])
 def test_a_driver_killed_and_started_again(tmp_path, head, second, reference, shared):
-    configs, store = many(3, 1500), Store(tmp_path / "store")
-    process = drive(store.root, 3, 1500, head.address, shared)
+    configs, store = many(3, 600), Store(tmp_path / "store")
+    process = drive(store.root, 3, 600, head.address, shared)
     wait_for(lambda: both_train(store, configs[:2]), 180)
     process.kill()
     process.communicate()
     if shared is None:
         time.sleep(1.0)
         assert len(running(store)) == 2  # the tasks outlive their driver
-    out = finish(drive(store.root, 3, 1500, head.address, shared))
-    check_whole(store, configs, reference(3, 1500))
+    out = finish(drive(store.root, 3, 600, head.address, shared))
+    check_whole(store, configs, reference(3, 600))
     if shared is None:  # each was trained in one go; with fetched files the drivers hold the leases
         assert sorted(ends(store, config) for config in configs) == [["diverged"], ["done"], ["done"]]
     else:
@@ -465,8 +486,8 @@ def test_a_driver_killed_and_started_again(tmp_path, head, second, reference, sh
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_all_resumable(tmp_path, head, second, number):
     shared = None if number == signal.SIGINT else False
-    configs, store = many(3, 20000), Store(tmp_path / "store")
-    process = drive(store.root, 3, 20000, head.address, shared)
+    configs, store = many(3, 6000), Store(tmp_path / "store")
+    process = drive(store.root, 3, 6000, head.address, shared)
     wait_for(lambda: both_train(store, configs[:2]), 180)
     os.kill(process.pid, number)
     process.communicate(timeout=120)

@@ -17,15 +17,14 @@ from pathsum.errors import OutputError, PathsumError
 from pathsum.storage import BusyError, writing
 from pathsum.store import Store
 from pathsum.sweeping.config import RunConfig
-from pathsum.sweeping.crew import GRACE, Hand
+from pathsum.sweeping.crew import GRACE
 from pathsum.sweeping.lease import Lease
 from pathsum.sweeping.parcels import deliver, pack
 from pathsum.sweeping.request import Request
-from pathsum.sweeping.supervisor import MOST_EARLY, Supervisor
+from pathsum.sweeping.supervisor import MOST_EARLY
 
 BEAT = 0.2  # seconds between two looks for mail
 RETRIES = 3  # by Ray, of a task whose node died; in the store each is an attempt
-BARREN = 300.0  # seconds for which no node may have room for a task, before that is an error
 
 Event = tuple["Slot", dict[str, Any]]
 
@@ -325,32 +324,3 @@ class RayCrew:
                 ray.get(self.foreman.cancel.remote())
         while self.fetch() or (self.unfinished and time.monotonic() < deadline):
             time.sleep(0.05)
-
-
-class ClusterSupervisor(Supervisor):
-    """As on one machine, but that the number of workers follows the cluster."""
-
-    crew: RayCrew
-    barren = 0.0  # since when no node has room; 0: one has
-
-    def survey(self) -> None:
-        """Look at the cluster too."""
-        super().survey()
-        room = self.crew.slots()
-        self.workers = self.display.workers = max(room, 1)
-        now = time.monotonic()
-        self.barren = 0.0 if room else self.barren or now
-        if self.left and not room and now - self.barren > BARREN:
-            from pathsum.sweeping.ray_engine import alive
-
-            lacking = self.crew.request.missing([node["Resources"] for node in alive()])
-            raise PathsumError(f"{lacking}; for {BARREN:.0f} s no run could go on (the same command continues)")
-
-    def lost(self, member: Hand) -> None:
-        """A task has ended without a word: say so."""
-        assert isinstance(member, Slot)
-        self.crew.dismiss(member)
-        self.next_survey = 0.0
-        for config in member.order:
-            if config.folder in self.left:
-                self.display.setback(config, "lost", member.reason)

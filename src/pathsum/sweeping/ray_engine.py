@@ -46,7 +46,8 @@ def sweep_on_cluster(
     """
     from pathsum.sweep import terminable
     from pathsum.sweeping.display import Display
-    from pathsum.sweeping.ray_crew import ClusterSupervisor, RayCrew
+    from pathsum.sweeping.ray_crew import RayCrew
+    from pathsum.sweeping.ray_supervisor import ClusterSupervisor
 
     with connected(request.address):
         nodes = alive()
