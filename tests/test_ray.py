@@ -409,7 +409,9 @@ def second(head):
     node = head.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
     yield node
     while DRIVERS:
-        DRIVERS.pop().kill()  # of a test that failed
+        left = DRIVERS.pop()
+        left.kill()  # of a test that failed
+        left.communicate()
     if node in head.worker_nodes:
         head.remove_node(node)
 

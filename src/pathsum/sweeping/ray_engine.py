@@ -12,6 +12,7 @@ import os
 import platform
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -165,7 +166,13 @@ def find_shared(probe: Path, nodes: Sequence[dict[str, Any]], request: Request) 
         ).remote(str(probe)): node
         for node in able
     }
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE)
+    ready: list[Any] = []
+    late, deadline = list(asked), time.monotonic() + PROBE
+    while late and time.monotonic() < deadline:
+        came, late = ray.wait(late, num_returns=len(late), timeout=1.0)
+        ready += came
+        there = {node["NodeID"] for node in alive()}
+        late = [ref for ref in late if asked[ref]["NodeID"] in there]  # one that has died says nothing
     sees = not late
     for ref in ready:
         host = asked[ref]["NodeManagerHostname"]
