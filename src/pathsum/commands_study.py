@@ -40,6 +40,7 @@ class Table1Command(Table1):
       pathsum study table1 --preset smoke
       pathsum study table1 --preset small --data cifar10:data/cifar10 --out studies/table1
       pathsum study table1 --preset paper --data uoft-cs/cifar10 --depths 10 --width 256 --dry-run
+      pathsum study table1 --preset paper --engine ray --address auto --gpus 0.25   (docs/sweeps.md)
     """
 
     preset: Preset = "small"
@@ -57,7 +58,11 @@ class Table1Command(Table1):
     engine: Literal["local", "inline", "ray"] = "local"
     """Where to train: processes here, this process alone, or a Ray cluster."""
     address: str | None = None
-    """The Ray cluster's."""
+    """The Ray cluster's, HOST:PORT; or auto, the one of this machine ('ray start --head' starts one)."""
+    cpus: float | None = None
+    """CPUs of each task on the Ray cluster; by default 1."""
+    gpus: float | None = None
+    """GPU of each task on the Ray cluster, 0.25 for four tasks to a GPU; by default 1 where there are any."""
     device: str | None = None
     """cpu or cuda; by default cuda where there is one."""
     retry: bool = False
@@ -122,6 +127,8 @@ class Table1Command(Table1):
             stack=self.stack,
             engine=self.engine,
             address=self.address,
+            cpus=self.cpus,
+            gpus=self.gpus,
             device=self.device,
             retry=self.retry,
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pathsum.errors import PathsumError
 from pathsum.store import ENDED, RunConfig, Store
+from pathsum.sweeping.request import Request
 from pathsum.sweeping.work import Outcome, work_group, work_one
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ def sweep(
     stack: int = 1,
     engine: Literal["local", "inline", "ray"] = "local",
     address: str | None = None,
+    gpus: float | None = None,
+    cpus: float | None = None,
+    shared: bool | None = None,
     device: str | None = None,
     retry: bool = False,
     describe: Callable[[RunConfig], str] = RunConfig.describe,
@@ -77,8 +81,12 @@ def sweep(
     the cores as threads (or OMP_NUM_THREADS). memory: bytes a worker may hold; over it the run stops with a
     checkpoint, and counts as failed after some attempts. stack: how many networks of one architecture a worker
     trains as one program.
-    engine: `"local"` processes, `"inline"` in this process one after the other, or `"ray"` on the cluster at
-    `address`. device: by default cuda where there is one. retry: try runs again that failed in an earlier sweep.
+    engine: `"local"` processes, `"inline"` in this process one after the other, or `"ray"`: tasks on the cluster at
+    `address` ("auto": the one of this machine), each with `cpus` (default 1) and `gpus` (a share, by default one GPU
+    where there are any). shared: whether its nodes see the store at the same path; by default they are asked, and
+    where not all do, run folders are sent there and back. workers are then the tasks at a time, by default as many
+    as fit, and `memory` is reserved for each.
+    device: by default cuda where there is one. retry: try runs again that failed in an earlier sweep.
     describe: names a run in what is shown; progress: False shows nothing.
 
     Runs that diverge or freeze are results; one that fails does not stop the others, and its error is in
@@ -90,6 +98,8 @@ def sweep(
     _check(workers=workers, memory=memory, stack=stack)
     if engine not in ENGINES:
         raise PathsumError(f"engine is {engine!r}, expected one of {', '.join(ENGINES)}")
+    request = Request(address, cpus, gpus, shared, workers, memory, device)
+    request.check(engine)
     began = time.monotonic()
     asked = store.register(configs, retry=retry)
     left = [config for config in asked if store.state(config) not in ENDED]
@@ -98,7 +108,9 @@ def sweep(
     elif left and engine == "inline":
         _inline(store, left, memory, device, describe, progress)
     elif left:
-        raise PathsumError("engine 'ray' is not there yet; give 'local' or 'inline'")
+        from pathsum.sweeping.ray_engine import sweep_on_cluster
+
+        sweep_on_cluster(store, left, request, stack=stack, describe=describe, progress=progress)
     counts = Counter(store.state(config) for config in asked)
     return SweepResult(store, tuple(asked), dict(counts.most_common()), time.monotonic() - began)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 from pathsum.sweeping.config import RunConfig
 from pathsum.sweeping.worker import STARTER
@@ -21,15 +21,63 @@ from pathsum.sweeping.worker import STARTER
 GRACE = 120.0  # seconds a worker may take for its checkpoint, once told to stop
 
 
+class Hand(Protocol):
+    """A worker as its supervisor sees it, wherever it is."""
+
+    ready: bool
+    order: list[RunConfig]  # what it was asked to train; empty while it waits
+    running: list[str]  # the folders of what it got
+    since: float
+
+    @property
+    def label(self) -> str:
+        """How it is called in what is shown."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it can be given an order."""
+
+    def send(self, order: Sequence[RunConfig]) -> None:
+        """Ask it to train runs, as one program."""
+
+
+class Hands(Protocol):
+    """The workers a supervisor has: processes here (`Crew`), or tasks on a cluster."""
+
+    options: dict[str, Any]
+
+    @property
+    def members(self) -> Sequence[Any]:
+        """Those that are there."""
+
+    @property
+    def events(self) -> Any:
+        """What they say: `get(timeout=...)` gives a worker and its message, an empty one at its end."""
+
+    def start(self) -> None:
+        """One more."""
+
+    def dismiss(self, member: Any) -> int:
+        """Forget one that has ended."""
+
+    def stop(self) -> None:
+        """Let every one write its checkpoint and end."""
+
+
 @dataclass(eq=False)
 class Member:
-    """A worker as its supervisor sees it."""
+    """A worker process."""
 
     process: subprocess.Popen[str]
     ready: bool = False
     order: list[RunConfig] = field(default_factory=list)  # what it was asked to train; empty while it waits
     running: list[str] = field(default_factory=list)  # the folders of what it got
     since: float = 0.0
+
+    @property
+    def label(self) -> str:
+        """How it is called in what is shown."""
+        return str(self.process.pid)
 
     @property
     def waits(self) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from pathsum.runs import ROWS, read_rows
 from pathsum.store import Store
 from pathsum.sweeping.config import RunConfig
-from pathsum.sweeping.crew import Member
+from pathsum.sweeping.crew import Hand
 
 ORDER = ("done", "diverged", "frozen", "failed")
 
@@ -66,12 +66,12 @@ class Display:
         if self.lines:
             print(self.note, flush=True)
 
-    def update(self, left: Mapping[str, RunConfig], members: Sequence[Member]) -> None:
+    def update(self, left: Mapping[str, RunConfig], members: Sequence[Hand]) -> None:
         """Draw the table."""
         if self.live is not None:
             self.live.update(self.draw(left, members), refresh=True)
 
-    def draw(self, left: Mapping[str, RunConfig], members: Sequence[Member]) -> Any:
+    def draw(self, left: Mapping[str, RunConfig], members: Sequence[Hand]) -> Any:
         """The table: a line of counts, then what each worker does."""
         from rich.console import Group
         from rich.table import Table
@@ -79,10 +79,10 @@ class Display:
 
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for member in members:
-            table.add_row(str(member.process.pid), *self.activity(left, member))
+            table.add_row(member.label, *self.activity(left, member))
         return Group(Text(self.headline(left, members)), table, Text(self.note, style="dim", overflow="ellipsis"))
 
-    def headline(self, left: Mapping[str, RunConfig], members: Sequence[Member]) -> str:
+    def headline(self, left: Mapping[str, RunConfig], members: Sequence[Hand]) -> str:
         """Counts, and the time left."""
         running = sum(len(member.running) for member in members)
         states = {name: self.counts[name] for name in ORDER} | {
@@ -93,7 +93,7 @@ class Display:
         parts = [f"{count} {name}" for name, count in states.items() if count]
         return f"{self.counts.total()}/{self.num} runs: {', '.join(parts)}{self.time_left(left, members)}"
 
-    def time_left(self, left: Mapping[str, RunConfig], members: Sequence[Member]) -> str:
+    def time_left(self, left: Mapping[str, RunConfig], members: Sequence[Hand]) -> str:
         """How long the rest takes, if a step and block of it costs what it did in the runs that are finished."""
         if not self.effort:
             return ""
@@ -105,7 +105,7 @@ class Display:
             return ", under a minute left"
         return f", about {minutes:.0f} min left" if minutes < 90 else f", about {minutes / 60:.1f} h left"
 
-    def activity(self, left: Mapping[str, RunConfig], member: Member) -> tuple[str, str]:
+    def activity(self, left: Mapping[str, RunConfig], member: Hand) -> tuple[str, str]:
         """What a worker does, and how far it is."""
         if not member.running:
             return ("waiting" if member.ready else "starting", "")

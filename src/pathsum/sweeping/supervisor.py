@@ -14,7 +14,7 @@ from typing import Any
 from pathsum.errors import OutputError, PathsumError
 from pathsum.store import ENDED, Store
 from pathsum.sweeping.config import RunConfig
-from pathsum.sweeping.crew import Crew, Member
+from pathsum.sweeping.crew import Hand, Hands
 from pathsum.sweeping.display import Display
 
 SURVEY = 1.0  # seconds between two looks at the whole store, or twenty times what a look takes
@@ -26,7 +26,7 @@ class Supervisor:
     """One sweep at work."""
 
     def __init__(
-        self, store: Store, configs: Sequence[RunConfig], crew: Crew, display: Display, *, workers: int, stack: int
+        self, store: Store, configs: Sequence[RunConfig], crew: Hands, display: Display, *, workers: int, stack: int
     ) -> None:
         self.store, self.crew, self.display = store, crew, display
         self.workers, self.stack = workers, stack
@@ -110,12 +110,12 @@ class Supervisor:
             self.act(member, message)
             wait = 1e-3
 
-    def act(self, member: Member, message: dict[str, Any]) -> None:
+    def act(self, member: Hand, message: dict[str, Any]) -> None:
         """Take in one answer of a worker; an empty one says that it has ended."""
         if not message:
             self.lost(member)
         for what, value in message.items():
-            answers: dict[str, Callable[[Member, Any], None]] = {
+            answers: dict[str, Callable[[Hand, Any], None]] = {
                 "ready": self.on_ready,
                 "claimed": self.on_claimed,
                 "ended": self.on_ended,
@@ -124,33 +124,33 @@ class Supervisor:
             }
             answers[what](member, value)
 
-    def on_ready(self, member: Member, value: Any) -> None:
+    def on_ready(self, member: Hand, value: Any) -> None:
         member.ready = True
         self.early = []
 
-    def on_claimed(self, member: Member, value: list[str]) -> None:
+    def on_claimed(self, member: Hand, value: list[str]) -> None:
         member.running = value
 
-    def on_ended(self, member: Member, value: list[dict[str, Any]]) -> None:
+    def on_ended(self, member: Hand, value: list[dict[str, Any]]) -> None:
         """A worker has done what it was asked for."""
         member.order, member.running = [], []
         for outcome in value:
             if outcome["status"] in ENDED:
                 self.finish(outcome["run"], outcome["status"])
-            elif outcome["status"] != "taken":
+            elif outcome["status"] != "taken" and outcome["run"] in self.left:
                 self.next_survey = 0.0  # to be tried again
                 self.display.setback(self.left[outcome["run"]], outcome["status"], outcome["reason"])
 
-    def on_fatal(self, member: Member, value: str) -> None:
+    def on_fatal(self, member: Hand, value: str) -> None:
         raise OutputError(f"{value} (nothing finished is lost: the same command continues)")
 
-    def on_too_small(self, member: Member, value: int) -> None:
+    def on_too_small(self, member: Hand, value: int) -> None:
         raise PathsumError(
             f"a worker holds {value / 2**20:,.0f} MiB of memory before it trains anything, over its limit of "
             f"{self.crew.options['memory'] / 2**20:,.0f} MiB; allow more"
         )
 
-    def lost(self, member: Member) -> None:
+    def lost(self, member: Hand) -> None:
         """A worker has ended: the next look at the store finds what it left."""
         code = self.crew.dismiss(member)
         self.next_survey = 0.0
