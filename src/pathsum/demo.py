@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pathsum import page
 from pathsum.demo_page import ROWS, build, by_depth, pick
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
     from pathsum.inspect import Inspection
     from pathsum.runs import Run
+    from pathsum.store import RunConfig
 
 MARKER = "demo.json"
 SHOWN = (None, "1/sqrt(n)")  # the row whose best deep network is explained
+STACK = 4  # towers trained as one program: a third less work each, and there is enough for every core
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,21 @@ class DemoCommand:
     quick: bool = False
     """Small towers and few steps: seconds, but they hardly learn."""
     workers: int | None = None
-    """Runs trained at a time, one CPU thread each; by default one per core, 8 at most."""
+    """Processes that train, one CPU thread each; by default one per core, 8 at most."""
 
     def run(self) -> None:
         """Train what is not trained yet, explain, write the page."""
-        from pathsum.report import read
-        from pathsum.workers import train_all
+        from pathsum.progress import lines
+        from pathsum.sweep import sweep
 
         plan = Plan(depths=(3, 8), width=8, rates=(0.03, 0.3), steps=40, samples=100) if self.quick else Plan()
         prepare(self.out, plan)
-        jobs = plan.jobs(self.out / "runs")
-        train_all(jobs, workers=self.workers, describe=lambda job: job.folder.name)
-        found = [run for run in read(self.out / "runs") if run.folder in {job.folder for job in jobs}]
-        finish(found, plan, self.out)
+        trained = sweep(
+            plan.runs(), self.out / "runs", workers=self.workers, stack=STACK, device="cpu", retry=True
+        )  # towers this small are quickest on the CPU
+        trained.refuse_failed()
+        with lines():
+            finish(sorted(trained.runs(), key=lambda run: run.folder.name), plan, self.out)
         print(f"\nThe page: {self.out / 'report.html'}")
 
 
@@ -68,24 +72,16 @@ class Plan:
     val_size: int = 98
     samples: int = 200
 
-    def jobs(self, folder: Path) -> list[Any]:
-        """The runs, the longest first."""
+    def runs(self) -> list[RunConfig]:
+        """What is trained, the longest first."""
+        from pathsum.store import RunConfig
         from pathsum.train import TrainConfig
-        from pathsum.workers import Job
 
         return [
-            Job(
-                folder=folder / f"depth{depth}-{slug(norm, scale)}-lr{rate:g}",
+            RunConfig(
+                name=f"depth{depth}-{slug(norm, scale)}-lr{rate:g}",
                 data="digits",
-                model={
-                    "depth": depth,
-                    "width": self.width,
-                    "in_channels": 1,
-                    "encoder": "conv3x3",
-                    "norm": norm,
-                    "scale": scale,
-                    "seed": 0,
-                },
+                model={"depth": depth, "width": self.width, "encoder": "conv3x3", "norm": norm, "scale": scale},
                 train=TrainConfig(
                     lr=rate,
                     steps=self.steps,
@@ -159,6 +155,7 @@ def explain(chosen: pd.DataFrame, found: Sequence[Run], plan: Plan) -> Inspectio
     if not row["done"]:
         return None
     name = f"depth{max(plan.depths)}-{slug(*SHOWN)}-lr{row['lr']:g}"
+    print(f"\nExplaining {name} by its paths.", flush=True)
     target = resolve(str(next(run.folder for run in found if run.folder.name == name)))
     data = load("digits", train_limit=0, test_limit=plan.samples)
     result = inspect(target.model, data, order=10, max_length=16)
