@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,12 +51,14 @@ class DemoCommand:
 
         plan = Plan(depths=(3, 8), width=8, rates=(0.03, 0.3), steps=40, samples=100) if self.quick else Plan()
         prepare(self.out, plan)
+        runs = plan.runs()
+        print(f"Training {len(runs)} towers on handwritten digits, in {self.out / 'runs'}.", flush=True)
         trained = sweep(
-            plan.runs(), self.out / "runs", workers=self.workers, stack=STACK, device="cpu", retry=True
+            runs, self.out / "runs", workers=self.workers, stack=STACK, device="cpu", retry=True
         )  # towers this small are quickest on the CPU
         trained.refuse_failed()
-        with lines():
-            finish(sorted(trained.runs(), key=lambda run: run.folder.name), plan, self.out)
+        with lines() as now:
+            finish(sorted(trained.runs(), key=lambda run: run.folder.name), plan, self.out, now)
         print(f"\nThe page: {self.out / 'report.html'}")
 
 
@@ -119,19 +121,19 @@ def prepare(out: Path, plan: Plan) -> None:
     write_json(out / MARKER, asked)
 
 
-def finish(found: Sequence[Run], plan: Plan, out: Path) -> None:
+def finish(found: Sequence[Run], plan: Plan, out: Path, now: Callable[[str], None]) -> None:
     """Print the table, explain the deep network, write figures, tables, and last the page."""
+    now("Comparing the runs.")
     from pathsum.report import best_rates, run_table, summarize
+    from pathsum.storage import write_atomic
 
     table = run_table(found)
     chosen = best_rates(summarize(table))
     effects = by_depth(chosen, plan.depths, num_test=found[0].config["data"]["test_size"])
     show(effects)
-    result = explain(chosen, found, plan)
-    html = build(found, table, chosen, effects, result, out)
-    from pathsum.storage import write_atomic
-
-    write_atomic(out / "report.html", html)
+    result = explain(chosen, found, plan, now)
+    now("Drawing the figures of the page.")
+    write_atomic(out / "report.html", build(found, table, chosen, effects, result, out))
 
 
 def show(effects: pd.DataFrame) -> None:
@@ -143,19 +145,19 @@ def show(effects: pd.DataFrame) -> None:
     grid(Console(highlight=False), "\nTest accuracy at the best learning rate of each", effects)
 
 
-def explain(chosen: pd.DataFrame, found: Sequence[Run], plan: Plan) -> Inspection | None:
+def explain(chosen: pd.DataFrame, found: Sequence[Run], plan: Plan, now: Callable[[str], None]) -> Inspection | None:
     """Inspect the best deep network of the row to be shown; None where none of them finished."""
+    row = pick(chosen, max(plan.depths), *SHOWN)
+    if not row["done"]:
+        return None
+    name = f"depth{max(plan.depths)}-{slug(*SHOWN)}-lr{row['lr']:g}"
+    now(f"\nExplaining {name} by its paths.")
     from dataclasses import replace
 
     from pathsum.data import load
     from pathsum.inspect import inspect
     from pathsum.resolve import resolve
 
-    row = pick(chosen, max(plan.depths), *SHOWN)
-    if not row["done"]:
-        return None
-    name = f"depth{max(plan.depths)}-{slug(*SHOWN)}-lr{row['lr']:g}"
-    print(f"\nExplaining {name} by its paths.", flush=True)
     target = resolve(str(next(run.folder for run in found if run.folder.name == name)))
     data = load("digits", train_limit=0, test_limit=plan.samples)
     result = inspect(target.model, data, order=10, max_length=16)

@@ -30,14 +30,13 @@ class Display:
         self.interval = 0.25 if self.table else 1.0
         self.counts: Counter[str] = Counter()
         self.elsewhere = 0  # runs that other supervisors' workers hold
-        self.began = self.said = time.monotonic()
+        self.began = self.said = time.monotonic()  # since when it trains, and is silent
         self.effort = 0.0  # of the runs that were finished in this sitting
         self.before: dict[str, float] = {}  # how much of each run was done before it
         self.live: Any = None
         self.note = ""
 
     def __enter__(self) -> Self:
-        self.say(f"Training {self.num} runs, {self.workers} at a time.")
         if self.table:
             from rich.console import Console
             from rich.live import Live
@@ -76,6 +75,8 @@ class Display:
         """Draw the table, or break a long silence."""
         for folder in (folder for member in members for folder in member.running):
             if folder in left and folder not in self.before:
+                if not self.before:
+                    self.began = time.monotonic()
                 self.before[folder] = self.share(left[folder])
         if self.live is not None:
             self.live.update(self.draw(left, members), refresh=True)
