@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 MARKER = "demo.json"
 SHOWN = (None, "1/sqrt(n)")  # the row whose best deep network is explained
-STACK = 4  # towers trained as one program: a third less work each, and there is enough for every core
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,18 @@ class DemoCommand:
     def run(self) -> None:
         """Train what is not trained yet, explain, write the page."""
         from pathsum.progress import lines
+        from pathsum.runs import DONE
         from pathsum.sweep import sweep
 
         plan = Plan(depths=(3, 8), width=8, rates=(0.03, 0.3), steps=40, samples=100) if self.quick else Plan()
         prepare(self.out, plan)
         runs = plan.runs()
-        print(f"Training {len(runs)} towers on handwritten digits, in {self.out / 'runs'}.", flush=True)
-        trained = sweep(
-            runs, self.out / "runs", workers=self.workers, stack=STACK, device="cpu", retry=True
-        )  # towers this small are quickest on the CPU
+        folder = self.out / "runs"
+        finished = sum((folder / run.folder / DONE).is_file() for run in runs)
+        ready = f"; {finished} are trained already" if finished else ""
+        print(f"Training {len(runs)} towers on handwritten digits, in {folder}{ready}.", flush=True)
+        # Towers this small are quickest on the CPU, and there no slower one by one than stacked.
+        trained = sweep(runs, folder, workers=self.workers, device="cpu", retry=True)
         trained.refuse_failed()
         with lines() as now:
             finish(sorted(trained.runs(), key=lambda run: run.folder.name), plan, self.out, now)

@@ -97,12 +97,14 @@ class Display:
     def headline(self, left: Mapping[str, RunConfig], members: Sequence[Member]) -> str:
         """Counts, and the time left."""
         running = sum(len(member.running) for member in members)
+        starting = sum(not member.ready for member in members)
         states = {name: self.counts[name] for name in ORDER} | {
             "running": running,
             "running elsewhere": self.elsewhere,
             "waiting": max(len(left) - running - self.elsewhere, 0),
         }
         parts = [f"{count} {name}" for name, count in states.items() if count]
+        parts += [f"{starting} worker{'s' if starting > 1 else ''} starting"] if starting else []
         return f"{self.counts.total()}/{self.num} runs: {', '.join(parts)}{self.time_left(left, members)}"
 
     def time_left(self, left: Mapping[str, RunConfig], members: Sequence[Member]) -> str:
