@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, versions, exit codes, interruption, and the demo."""
 
+import itertools
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from pathsum import cli
 from pathsum.cli import COMMANDS, main
 from pathsum.errors import DataError
 
+SILENCE = 60  # seconds in which a command must print something: four times what it means to
 RUN = [sys.executable, "-m", "pathsum.cli"]
 SUBCOMMANDS = {"study": "study table1", "runs": "runs ls"}
 
@@ -104,6 +106,19 @@ def test_exit_codes_of_the_process(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def timed(command: list[str], **options) -> tuple[subprocess.CompletedProcess, list[float]]:
+    """Run a command whose output is no terminal; also the seconds from each of its lines to the next."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    times, lines = [time.monotonic()], []
+    for line in process.stdout:
+        times.append(time.monotonic())
+        lines.append(line)
+    _, err = process.communicate(timeout=60)
+    times.append(time.monotonic())
+    done = subprocess.CompletedProcess(command, process.returncode, "".join(lines), err)
+    return done, [after - before for before, after in itertools.pairwise(times)]
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """A quick demo that was interrupted on the way, and continued."""
@@ -121,8 +136,9 @@ def demo(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     finished = {path.parent.name for path in (folder / "out" / "runs").glob("*/done.json")}
     assert 0 < len(finished) < 12  # the others waited
     assert not (folder / "out" / "report.html").exists()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    done, silences = timed(command, cwd=folder)
     assert done.returncode == 0, done.stderr
+    assert max(silences) < SILENCE
     again = set(re.findall(r"^\[\d+/\d+\] (\S+):", done.stdout, flags=re.M))
     assert again.isdisjoint(finished)
     assert len(again | finished) == 16

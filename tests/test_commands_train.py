@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -11,7 +13,7 @@ import pytest
 from pathsum import runs
 from pathsum.commands_train import TrainCommand
 from pathsum.errors import CheckpointError, DataError, OutputError, PathsumError
-from pathsum.training.loop import Training
+from tests.sweeps import wait_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,27 +41,51 @@ def test_healthy_and_diverged_runs_end_in_one_table(command, capsys):
     assert json.loads((command.out / "command.json").read_text())["depth"] == 30
 
 
-def test_an_interrupted_command_continues(command, monkeypatch, capsys):
-    command = replace(command, lr=(0.01, 0.02))
-    original = Training._update
-
-    def update(self, x, y):
-        if self.config.lr == 0.02 and self.step == 5:
-            monkeypatch.setattr(Training, "_update", original)
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(self, x, y)
-
-    monkeypatch.setattr(Training, "_update", update)
-    assert command.run() == 128 + signal.SIGTERM
-    assert list(pd.read_csv(command.out / "results.csv")["status"]) == ["done", "interrupted"]
-    assert "the same command continues" in capsys.readouterr().out
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_an_interrupted_command_continues(command, number, capsys):
+    command = replace(command, lr=(0.01, 0.02), steps=40, eval_every=2, workers=1)
+    options = f"--out {command.out} --depth 30 --width 4 --steps 40 --eval-every 2 --test-limit 50 --init he"
+    asked = [sys.executable, "-m", "pathsum.cli", "train", *options.split(), "--lr", "0.01", "0.02", "--workers", "1"]
+    process = subprocess.Popen(asked, stdout=subprocess.PIPE, text=True)
+    first = command.out / "1-over-sqrt-n_norm-none_he_lr0.01" / runs.ROWS
+    try:
+        wait_for(lambda: len(runs.read_rows(first)) > 1, 120)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert "the same command continues" in out
+    results = pd.read_csv(command.out / "results.csv")
+    assert list(results["status"]) == ["interrupted", "waiting"]
+    kept = runs.read_rows(first)
+    assert 0 < results["steps"][0] == kept[-1]["step"] < 40
     assert command.run() == 0
     results = pd.read_csv(command.out / "results.csv")
     assert list(results["status"]) == ["done", "done"]
+    assert runs.read_rows(first)[: len(kept)] == kept  # continued, not begun again
+    capsys.readouterr()
     assert command.run() == 0  # nothing left to do: the recorded results again
+    assert "lr0.01: " not in capsys.readouterr().out
     pd.testing.assert_frame_equal(pd.read_csv(command.out / "results.csv"), results)
     with pytest.raises(CheckpointError, match="another configuration"):
         replace(command, steps=13).run()
+
+
+def test_a_run_that_fails_leaves_the_others_and_is_tried_again(command):
+    command = replace(command, lr=(0.01, 0.02), workers=1)
+    bad = command.out / "1-over-sqrt-n_norm-none_he_lr0.02" / runs.ROWS
+    bad.parent.mkdir(parents=True)
+    bad.write_text("{\n")
+    (command.out / runs.COMMAND).write_text("{}")
+    with pytest.raises(PathsumError, match=r"1 of 2 runs failed, the first .*lr0.02: .*line 1: not JSON"):
+        command.run()
+    results = pd.read_csv(command.out / "results.csv")
+    assert list(results["status"]) == ["done", "failed"]
+    assert "not JSON" in results["reason"][1]
+    bad.unlink()
+    assert command.run() == 0
+    assert list(pd.read_csv(command.out / "results.csv")["status"]) == ["done", "done"]
 
 
 @pytest.mark.parametrize(

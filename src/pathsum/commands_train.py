@@ -6,20 +6,21 @@ import itertools
 import json
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from pathsum.data import Dataset, load
 from pathsum.errors import PathsumError
-from pathsum.nets.tower import ResidualTower
-from pathsum.runs import COMMAND, new_folder
+from pathsum.runs import COMMAND, ROWS, new_folder, read_rows
 from pathsum.scaling import parse_rule
 from pathsum.storage import write_atomic, write_json
-from pathsum.train import FitResult, TrainConfig, TrainOptions, check_fit, fit
+from pathsum.store import FINISHED, RunConfig, Store
+from pathsum.sweep import sweep
+from pathsum.sweeping.work import default_device
+from pathsum.train import TrainConfig, TrainOptions, check_fit
+from pathsum.training.result import best
 
 COLUMNS = {  # of results.csv: heading in the table
     "scale": "scale",
@@ -33,15 +34,18 @@ COLUMNS = {  # of results.csv: heading in the table
     "test_at_best_val": "at best val",
     "seconds": "seconds",
 }
+RESULTS = (
+    "reason", "steps", "initial_loss", "final_loss", "best_test", "best_val", "test_at_best_val", "seconds",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand(TrainOptions):
     """Train residual towers on images.
 
-    Several values of scale, norm, init or lr train one tower for every combination, each in its own folder;
-    a table at the end compares them, also in results.csv. Divergence is a result. After an interruption the
-    same command continues where it stopped.
+    Several values of scale, norm, init or lr train one tower for every combination, each in its own folder,
+    several at a time; a table at the end compares them, also in results.csv. Divergence is a result. After an
+    interruption, even a kill, the same command continues where it stopped.
 
     Examples:
       pathsum train --depth 50 --width 8 --scale "1/sqrt(n)" 1/n 1 --steps 300 --out runs/rules
@@ -78,6 +82,10 @@ class TrainCommand(TrainOptions):
     """Learning rates. One run each."""
     device: str | None = None
     """cpu or cuda; by default cuda where there is one."""
+    workers: int | None = None
+    """Processes that train; by default one per core, 8 at most, and one on a GPU."""
+    stack: int = 1
+    """Networks that a process trains as one program: quicker where they are small."""
     resume: bool = True
     """Continue, or return, what the folder holds; with no-resume it must be empty."""
 
@@ -85,11 +93,11 @@ class TrainCommand(TrainOptions):
         """Train everything, print and write the table; returns the exit code (interrupted: 128 + signal)."""
         from rich.console import Console
 
-        configs = list(self._configs())  # every option is checked before anything is loaded or written
+        asked = list(self._asked())  # every option is checked before anything is loaded or written
         if self.out.exists():  # refuse it now rather than after loading
             new_folder(self.out, resume_ok=self.resume)
         console = Console()
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = self.device or default_device()
         data = load(
             self.data,
             device=device,
@@ -97,27 +105,34 @@ class TrainCommand(TrainOptions):
             test_limit=self.test_limit,
             seed=self.seed,
         )
-        console.print(f"{data!r} on {device}, depth {self.depth}, width {self.width}, {len(configs)} run(s)")
-        results: list[dict[str, Any]] = []
-        for name, options, config in configs:
-            model = self._build(data, options).to(device)
-            if not results:
-                check_fit(model, data, config)  # before anything is written
-                out = new_folder(self.out, resume_ok=self.resume)
-                write_json(out / COMMAND, json.loads(json.dumps(asdict(self), default=str)))
-            result = fit(model, data, config, out=out / name, resume=self.resume)
-            results.append(self._row(name, options, config, result))
-            _write_csv(out / "results.csv", results)
-            console.print(f"{name}: {result.status}{f' ({result.reason})' if result.reason else ''}")
-            if result.status == "interrupted":
-                console.print(_table(results))
-                console.print("Interrupted; the same command continues.")
-                return 128 + signal.Signals[result.reason]
-        console.print(_table(results))
-        console.print(f"{len(results)} run(s) in {out}, table in {out / 'results.csv'}", soft_wrap=True)
+        console.print(f"{data!r} on {device}, depth {self.depth}, width {self.width}, {len(asked)} run(s)")
+        configs = [self._config(name, options, train, data) for name, options, train in asked]
+        check_fit(configs[0].build(data).to(device), data, configs[0].train)  # before anything is written
+        del data  # every worker loads its own
+        out = new_folder(self.out, resume_ok=self.resume)
+        write_json(out / COMMAND, json.loads(json.dumps(asdict(self), default=str)))
+        store = Store(out)
+        workers = self.workers or (None if device == "cpu" else 1)
+        try:
+            trained = sweep(configs, store, workers=workers, stack=self.stack, device=device, retry=True)
+        except KeyboardInterrupt as error:
+            self._show(console, configs, store)
+            console.print("Interrupted; the same command continues.")
+            return 128 + (signal.SIGTERM if "SIGTERM" in error.args else signal.SIGINT)
+        self._show(console, configs, store)
+        console.print(f"{len(configs)} run(s) in {out}, table in {out / 'results.csv'}", soft_wrap=True)
+        trained.refuse_failed()
         return 0
 
-    def _configs(self) -> Iterator[tuple[str, dict[str, Any], TrainConfig]]:
+    def _show(self, console: Any, configs: Sequence[RunConfig], store: Store) -> None:
+        """Print and write the table."""
+        import pandas as pd
+
+        results = [self._row(config, store) for config in configs]
+        write_atomic(self.out / "results.csv", pd.DataFrame(results).to_csv(index=False))
+        console.print(_table(results))
+
+    def _asked(self) -> Iterator[tuple[str, dict[str, Any], TrainConfig]]:
         """Folder name, tower options and training configuration of every run."""
         common = {f.name: getattr(self, f.name) for f in fields(TrainOptions)}
         rules = [parse_rule(rule) for rule in self.scale]
@@ -134,51 +149,55 @@ class TrainCommand(TrainOptions):
             options = {"scale": rule.text, "norm": None if norm == "none" else norm, "init": init}
             yield name, options, TrainConfig(lr=lr, **common)
 
-    def _build(self, data: Dataset, options: dict[str, Any]) -> ResidualTower:
-        channels, height, _ = data.shape
-        return ResidualTower(
-            self.depth,
-            self.width,
-            num_classes=data.num_classes,
-            in_channels=channels,
-            encoder=self.encoder or ("imagenet" if height >= 32 else "conv3x3"),
-            stem_norm=self.stem_norm,
-            activation=self.activation,
-            seed=self.seed,
+    def _config(self, name: str, options: dict[str, Any], train: TrainConfig, data: Dataset) -> RunConfig:
+        """One run, as a sweep takes it."""
+        model = {
+            "depth": self.depth,
+            "width": self.width,
+            "encoder": self.encoder or ("imagenet" if data.shape[1] >= 32 else "conv3x3"),
+            "stem_norm": self.stem_norm,
+            "activation": self.activation,
             **options,
+        }
+        return RunConfig(
+            name=name,
+            data=self.data,
+            train_limit=self.train_limit,
+            test_limit=self.test_limit,
+            data_seed=self.seed,
+            model=model,
+            train=train,
         )
 
-    def _row(self, name: str, options: dict[str, Any], config: TrainConfig, result: FitResult) -> dict[str, Any]:
+    def _row(self, config: RunConfig, store: Store) -> dict[str, Any]:
         """One line of results.csv."""
+        rows = read_rows(store.folder(config) / ROWS)
+        last = rows[-1] if rows else {"step": 0}
+        unfinished = {
+            "reason": store.error(config),
+            "steps": last["step"],
+            "seconds": last.get("seconds"),
+            **best(rows),
+        }
+        status = store.state(config)
+        summary = store.summary(config) if status in FINISHED else unfinished
         return {
-            **options,
-            "norm": options["norm"] or "none",
-            "lr": config.lr,
+            "scale": config.model["scale"],
+            "norm": config.model["norm"] or "none",
+            "init": config.model["init"],
+            "lr": config.train.lr,
             "depth": self.depth,
             "width": self.width,
             "seed": self.seed,
-            "status": result.status,
-            "reason": result.reason,
-            "steps": result.steps,
-            "initial_loss": result.initial_loss,
-            "final_loss": result.final_loss,
-            "best_test": result.best_test,
-            "best_val": result.best_val,
-            "test_at_best_val": result.test_at_best_val,
-            "seconds": result.seconds,
-            "folder": name,
+            "status": status,
+            **{name: summary.get(name) for name in RESULTS},
+            "folder": config.folder,
         }
 
 
 def _slug(text: str) -> str:
     """A rule as part of a folder's name."""
     return re.sub(r"[^A-Za-z0-9.+-]+", "-", text.replace("/", "-over-")).strip("-")
-
-
-def _write_csv(path: Path, results: list[dict[str, Any]]) -> None:
-    import pandas as pd
-
-    write_atomic(path, pd.DataFrame(results).to_csv(index=False))
 
 
 def _table(results: list[dict[str, Any]]) -> Any:

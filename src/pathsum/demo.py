@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pathsum import page
 from pathsum.demo_page import ROWS, build, by_depth, pick
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from pathsum.inspect import Inspection
     from pathsum.runs import Run
+    from pathsum.store import RunConfig
 
 MARKER = "demo.json"
 SHOWN = (None, "1/sqrt(n)")  # the row whose best deep network is explained
@@ -40,19 +41,26 @@ class DemoCommand:
     quick: bool = False
     """Small towers and few steps: seconds, but they hardly learn."""
     workers: int | None = None
-    """Runs trained at a time, one CPU thread each; by default one per core, 8 at most."""
+    """Processes that train, one CPU thread each; by default one per core, 8 at most."""
 
     def run(self) -> None:
         """Train what is not trained yet, explain, write the page."""
-        from pathsum.report import read
-        from pathsum.workers import train_all
+        from pathsum.progress import lines
+        from pathsum.runs import DONE
+        from pathsum.sweep import sweep
 
         plan = Plan(depths=(3, 8), width=8, rates=(0.03, 0.3), steps=40, samples=100) if self.quick else Plan()
         prepare(self.out, plan)
-        jobs = plan.jobs(self.out / "runs")
-        train_all(jobs, workers=self.workers, describe=lambda job: job.folder.name)
-        found = [run for run in read(self.out / "runs") if run.folder in {job.folder for job in jobs}]
-        finish(found, plan, self.out)
+        runs = plan.runs()
+        folder = self.out / "runs"
+        finished = sum((folder / run.folder / DONE).is_file() for run in runs)
+        ready = f"; {finished} are trained already" if finished else ""
+        print(f"Training {len(runs)} towers on handwritten digits, in {folder}{ready}.", flush=True)
+        # Towers this small are quickest on the CPU, and there no slower one by one than stacked.
+        trained = sweep(runs, folder, workers=self.workers, device="cpu", retry=True)
+        trained.refuse_failed()
+        with lines() as now:
+            finish(sorted(trained.runs(), key=lambda run: run.folder.name), plan, self.out, now)
         print(f"\nThe page: {self.out / 'report.html'}")
 
 
@@ -68,24 +76,16 @@ class Plan:
     val_size: int = 98
     samples: int = 200
 
-    def jobs(self, folder: Path) -> list[Any]:
-        """The runs, the longest first."""
+    def runs(self) -> list[RunConfig]:
+        """What is trained, the longest first."""
+        from pathsum.store import RunConfig
         from pathsum.train import TrainConfig
-        from pathsum.workers import Job
 
         return [
-            Job(
-                folder=folder / f"depth{depth}-{slug(norm, scale)}-lr{rate:g}",
+            RunConfig(
+                name=f"depth{depth}-{slug(norm, scale)}-lr{rate:g}",
                 data="digits",
-                model={
-                    "depth": depth,
-                    "width": self.width,
-                    "in_channels": 1,
-                    "encoder": "conv3x3",
-                    "norm": norm,
-                    "scale": scale,
-                    "seed": 0,
-                },
+                model={"depth": depth, "width": self.width, "encoder": "conv3x3", "norm": norm, "scale": scale},
                 train=TrainConfig(
                     lr=rate,
                     steps=self.steps,
@@ -123,19 +123,19 @@ def prepare(out: Path, plan: Plan) -> None:
     write_json(out / MARKER, asked)
 
 
-def finish(found: Sequence[Run], plan: Plan, out: Path) -> None:
+def finish(found: Sequence[Run], plan: Plan, out: Path, now: Callable[[str], None]) -> None:
     """Print the table, explain the deep network, write figures, tables, and last the page."""
+    now("Comparing the runs.")
     from pathsum.report import best_rates, run_table, summarize
+    from pathsum.storage import write_atomic
 
     table = run_table(found)
     chosen = best_rates(summarize(table))
     effects = by_depth(chosen, plan.depths, num_test=found[0].config["data"]["test_size"])
     show(effects)
-    result = explain(chosen, found, plan)
-    html = build(found, table, chosen, effects, result, out)
-    from pathsum.storage import write_atomic
-
-    write_atomic(out / "report.html", html)
+    result = explain(chosen, found, plan, now)
+    now("Drawing the figures of the page.")
+    write_atomic(out / "report.html", build(found, table, chosen, effects, result, out))
 
 
 def show(effects: pd.DataFrame) -> None:
@@ -147,18 +147,19 @@ def show(effects: pd.DataFrame) -> None:
     grid(Console(highlight=False), "\nTest accuracy at the best learning rate of each", effects)
 
 
-def explain(chosen: pd.DataFrame, found: Sequence[Run], plan: Plan) -> Inspection | None:
+def explain(chosen: pd.DataFrame, found: Sequence[Run], plan: Plan, now: Callable[[str], None]) -> Inspection | None:
     """Inspect the best deep network of the row to be shown; None where none of them finished."""
+    row = pick(chosen, max(plan.depths), *SHOWN)
+    if not row["done"]:
+        return None
+    name = f"depth{max(plan.depths)}-{slug(*SHOWN)}-lr{row['lr']:g}"
+    now(f"\nExplaining {name} by its paths.")
     from dataclasses import replace
 
     from pathsum.data import load
     from pathsum.inspect import inspect
     from pathsum.resolve import resolve
 
-    row = pick(chosen, max(plan.depths), *SHOWN)
-    if not row["done"]:
-        return None
-    name = f"depth{max(plan.depths)}-{slug(*SHOWN)}-lr{row['lr']:g}"
     target = resolve(str(next(run.folder for run in found if run.folder.name == name)))
     data = load("digits", train_limit=0, test_limit=plan.samples)
     result = inspect(target.model, data, order=10, max_length=16)

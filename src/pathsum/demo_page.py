@@ -114,6 +114,10 @@ def build(
         blocks += [
             page.heading(f"Inside the best tower of depth {deep} with λ = 1/√n"),
             page.paragraph(headline(result)),
+            page.paragraph(
+                "Explained are the weights at the end of training; the table above has the best evaluation on the way.",
+                "soft",
+            ),
             *sections(result, out),
         ]
     config = {key: value for key, value in found[0].config.items() if key in ("train", "environment", "data")}

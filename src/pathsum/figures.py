@@ -75,6 +75,8 @@ def draw(
     with style():
         figure = Figure(figsize=size)
         plot(*figure.subplots(rows, columns, squeeze=False).flat)
+        figure.draw_without_rendering()  # lays out, which takes long: once, not for every file
+        figure.set_layout_engine("none")
         svg = svg_text(figure)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -285,6 +285,7 @@ def build(found: Sequence[Run], *, title: str) -> str:
     for _, row in best.iterrows():
         first += f" The best: {setting(row)} at depth {row['depth']} and learning rate {row['lr']:g}, {outcome(row)}."
     data = sorted({str(run.config.get("data", {}).get("name")) for run in found})
+    told = ("environment",) if len(found) > 1 else ("train", "model", "data", "environment")
     return page.page(
         title,
         page.paragraph(first, "lead"),
@@ -310,5 +311,5 @@ def build(found: Sequence[Run], *, title: str) -> str:
         page.details("All settings", page.table(readable(summary))),
         page.details("All runs", page.table(table)),
         page.heading("How this was made"),
-        page.settings({k: v for k, v in found[0].config.items() if len(found) == 1 or k == "environment"}),
+        page.settings({k: v for k, v in found[0].config.items() if k in told}),
     )

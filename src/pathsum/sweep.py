@@ -57,6 +57,15 @@ class SweepResult:
         """The runs, as `pathsum.report` takes them."""
         return self.store.runs(self.configs)
 
+    def refuse_failed(self) -> None:
+        """Raise `PathsumError` where runs failed, with the first error."""
+        failed = [config for config in self.configs if self.store.state(config) == "failed"]
+        if failed:
+            raise PathsumError(
+                f"{len(failed)} of {len(self.configs)} runs failed, the first {failed[0].describe()}: "
+                f"{self.store.error(failed[0])}; the same command tries them again"
+            )
+
 
 def sweep(
     configs: Iterable[RunConfig],
@@ -92,7 +101,7 @@ def sweep(
     Runs that diverge or freeze are results; one that fails does not stop the others, and its error is in
     `.table()`. Raises `OutputError` (disk full or read-only; nothing finished is lost), `CheckpointError` (a
     folder of the store holds another run), `PathsumError`, and KeyboardInterrupt after Ctrl-C or SIGTERM, once
-    every run is safely on the disk.
+    every run is safely on the disk (its argument is the signal's name where that was not Ctrl-C).
     """
     store = store if isinstance(store, Store) else Store(store)
     _check(workers=workers, memory=memory, stack=stack)
@@ -171,7 +180,7 @@ def _inline(
                 display.setback(config, outcome.status, outcome.reason)
                 outcome = work_one(config, store.root, **options)
             if outcome.status == "interrupted":
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(outcome.reason)
             state = store.state(config)
             if state in ENDED:
                 reason = store.error(config) if state == "failed" else outcome.reason
@@ -180,9 +189,13 @@ def _inline(
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM is as Ctrl-C, where signals can be handled: in the main thread."""
+    """SIGTERM is as Ctrl-C, but for its name, where signals can be handled: in the main thread."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
     here = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if here else None
+    before = signal.signal(signal.SIGTERM, stop) if here else None
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a sweep shows: a live table on a terminal, elsewhere a line a run."""
+"""What a sweep shows: a live table on a terminal, elsewhere a line a run, and one where it is quiet for long."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from pathsum.progress import QUIET, time_left
 from pathsum.runs import ROWS, read_rows
 from pathsum.store import Store
 from pathsum.sweeping.config import RunConfig
@@ -29,7 +30,9 @@ class Display:
         self.interval = 0.25 if self.table else 1.0
         self.counts: Counter[str] = Counter()
         self.elsewhere = 0  # runs that other supervisors' workers hold
-        self.effort = self.spent = 0.0  # of the runs that were finished here: what they were, and seconds
+        self.began = self.said = time.monotonic()  # since when it trains, and is silent
+        self.effort = 0.0  # of the runs that were finished in this sitting
+        self.before: dict[str, float] = {}  # how much of each run was done before it
         self.live: Any = None
         self.note = ""
 
@@ -49,27 +52,36 @@ class Display:
     def finished(self, config: RunConfig, status: str, reason: str, summary: Mapping[str, Any]) -> None:
         """A run has come to its end."""
         self.counts[status] += 1
-        if summary.get("seconds"):
-            self.spent += summary["seconds"]
-            self.effort += effort(config, summary["steps"])
+        self.effort += effort(config) * (self.share(config) - self.before.get(config.folder, 0.0))
         accuracy = summary.get("best_test")
         text = f"{self.describe(config)}: {status}"
         text += f" ({reason})" if status == "failed" else ""
         text += f", best test accuracy {accuracy:.1%}" if accuracy is not None else ""
-        if self.lines:
-            print(f"[{self.counts.total()}/{self.num}] {text}", flush=True)
+        self.say(f"[{self.counts.total()}/{self.num}] {text}")
         self.note = text
 
     def setback(self, config: RunConfig, status: str, reason: str) -> None:
         """A run has to be tried again."""
         self.note = f"{self.describe(config)}: {status}{f' ({reason})' if reason else ''}, to be tried again"
+        self.say(self.note)
+
+    def say(self, text: str) -> None:
+        """Print a line where there is no terminal."""
         if self.lines:
-            print(self.note, flush=True)
+            self.said = time.monotonic()
+            print(text, flush=True)
 
     def update(self, left: Mapping[str, RunConfig], members: Sequence[Hand]) -> None:
-        """Draw the table."""
+        """Draw the table, or break a long silence."""
+        for folder in (folder for member in members for folder in member.running):
+            if folder in left and folder not in self.before:
+                if not self.before:
+                    self.began = time.monotonic()
+                self.before[folder] = self.share(left[folder])
         if self.live is not None:
             self.live.update(self.draw(left, members), refresh=True)
+        elif self.lines and time.monotonic() - self.said >= QUIET:
+            self.say(self.headline(left, members))
 
     def draw(self, left: Mapping[str, RunConfig], members: Sequence[Hand]) -> Any:
         """The table: a line of counts, then what each worker does."""
@@ -85,25 +97,36 @@ class Display:
     def headline(self, left: Mapping[str, RunConfig], members: Sequence[Hand]) -> str:
         """Counts, and the time left."""
         running = sum(len(member.running) for member in members)
+        starting = sum(not member.ready for member in members)
         states = {name: self.counts[name] for name in ORDER} | {
             "running": running,
             "running elsewhere": self.elsewhere,
             "waiting": max(len(left) - running - self.elsewhere, 0),
         }
         parts = [f"{count} {name}" for name, count in states.items() if count]
+        parts += [f"{starting} worker{'s' if starting > 1 else ''} starting"] if starting else []
         return f"{self.counts.total()}/{self.num} runs: {', '.join(parts)}{self.time_left(left, members)}"
 
     def time_left(self, left: Mapping[str, RunConfig], members: Sequence[Hand]) -> str:
-        """How long the rest takes, if a step and block of it costs what it did in the runs that are finished."""
-        if not self.effort:
+        """How long the rest takes at the pace so far; a run that is under way counts up to its last row."""
+        todo, done = sum(effort(config) for config in left.values()), self.effort
+        for member in members:
+            running = [left[folder] for folder in member.running if folder in left]
+            share = self.share(running[0]) if running else 0.0  # a stack goes in step
+            todo -= sum(share * effort(config) for config in running)
+            done += sum((share - self.before.get(config.folder, share)) * effort(config) for config in running)
+        if done <= 0:
             return ""
-        seconds = sum(effort(config) for config in left.values()) * self.spent / self.effort
-        now = time.monotonic()
-        seconds -= sum(now - member.since for member in members if member.running)
-        minutes = max(seconds, 0.0) / max(self.workers, 1) / 60
-        if minutes < 1:
-            return ", under a minute left"
-        return f", about {minutes:.0f} min left" if minutes < 90 else f", about {minutes / 60:.1f} h left"
+        return f", {time_left((time.monotonic() - self.began) * max(todo, 0.0) / done)}"
+
+    def share(self, config: RunConfig) -> float:
+        """How much of a run is done, by its last row."""
+        rows = read_rows(self.store.folder(config) / ROWS)
+        if not rows:
+            return 0.0
+        if config.train.epochs is not None:
+            return float(rows[-1]["epoch"]) / config.train.epochs
+        return float(rows[-1]["step"]) / config.train.num_steps(0)
 
     def activity(self, left: Mapping[str, RunConfig], member: Hand) -> tuple[str, str]:
         """What a worker does, and how far it is."""
@@ -118,8 +141,7 @@ class Display:
         return f"{name}{more}", f"step {step}/{steps}" if steps else f"step {step}"
 
 
-def effort(config: RunConfig, steps: int | None = None) -> float:
+def effort(config: RunConfig) -> float:
     """What a run costs, in units of its own kind: blocks times images."""
-    if steps is None:
-        steps = config.train.steps or (1000 if config.train.epochs is None else round(100 * config.train.epochs))
+    steps = 100 * config.train.epochs if config.train.epochs is not None else config.train.num_steps(0)
     return float(steps * config.train.batch_size * (config.model["depth"] + 1))
