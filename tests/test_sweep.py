@@ -159,7 +159,7 @@ def test_what_a_terminal_shows(tmp_path, monkeypatch):
 
 
 def test_elsewhere_a_line_breaks_a_long_silence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(display, "QUIET", 0.05)
+    monkeypatch.setattr(display, "QUIET", 3600.0)
     configs = [run(lr=0.01 * (1 + k), steps=40) for k in range(3)]
     store = Store(tmp_path)
     store.register(configs)
@@ -170,13 +170,13 @@ def test_elsewhere_a_line_breaks_a_long_silence(tmp_path, monkeypatch, capsys):
     member.running = [config.folder for config in configs[:2]]
     shown.update(left, [member])
     assert capsys.readouterr().out == ""  # nothing was silent yet
-    time.sleep(0.06)
+    shown.said -= 3600
     shown.update(left, [member])
     assert capsys.readouterr().out == "0/3 runs: 2 running, 1 waiting\n"  # no row yet, so no guess
     for config in configs[:2]:
         (store.folder(config) / "rows.jsonl").write_text('{"step": 0}\n{"step": 20}\n')
     shown.began = time.monotonic() - 300  # 2·20 of 3·40 steps in 5 minutes
-    time.sleep(0.06)
+    shown.said -= 3600
     shown.update(left, [member])
     assert capsys.readouterr().out == "0/3 runs: 2 running, 1 waiting, about 10 min left\n"
 
