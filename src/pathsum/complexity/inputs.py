@@ -43,7 +43,7 @@ class Watch(TorchFunctionMode):
             if self._is_input(args[place] if len(args) > place else kwargs.get(name)):
                 self.found.append(variable(out))
                 return self.found[-1].clone()  # the model may change it in place
-        elif not out.is_floating_point() and any(self._is_input(a) for a in args) and self._same_values(out):
+        elif any(self._is_input(a) for a in args) and self._same_values(out):
             self.made_of_ids.append(out)
         return out
 
@@ -52,7 +52,8 @@ class Watch(TorchFunctionMode):
 
     def _same_values(self, out: Tensor) -> bool:
         ids = self.made_of_ids[0]
-        return out.dtype != torch.bool and out.numel() == ids.numel() and torch.equal(out.flatten(), ids.flatten())
+        whole = not out.is_floating_point() and out.dtype != torch.bool
+        return whole and out.numel() == ids.numel() and torch.equal(out.flatten(), ids.flatten())
 
 
 def refuse_mixing(func: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
@@ -122,7 +123,7 @@ def swap(value: Any, old: Tensor, new: Tensor) -> Any:
 
 
 def flat_output(out: Tensor, batch: int) -> Tensor:
-    """An output as (B, C); raises `DataError` where its first axis is not the batch, or nothing can be differentiated."""
+    """An output as (B, C); raises `DataError` where it is not one a sample, or carries no gradient."""
     if out.ndim == 0 or len(out) != batch:
         raise DataError(
             f"the output has shape {tuple(out.shape)} for {batch} samples: geometric complexity needs one output a "

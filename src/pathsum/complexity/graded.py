@@ -1,0 +1,101 @@
+"""Inner products of the input gradients of a network's parts: of orders in λ, or of path lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError
+from ..knobs import Knobs, Lam, as_knobs
+from ..progress import bar
+from ..results import batch_size, check_count
+from ..series import Series
+from .batches import Channels, Inputs, source
+from .estimate import basis, first_is_float, place_of
+from .inputs import differentiable, flat_output, gradients, prepared
+
+
+@dataclass(frozen=True)
+class Gram:
+    """⟨∂c_a/∂x, ∂c_b/∂x⟩_F of each sample, (N, m, m), and ‖∂f/∂x‖_F² of the network itself, (N,)."""
+
+    products: Tensor
+    own: Tensor
+    lams: list[float]
+    knobs: Knobs
+    inputs: str
+
+
+def gram(
+    net: nn.Module,
+    x: Any,
+    variable: Callable[[list[float]], Series],
+    slots: Callable[[int], int],
+    *,
+    lam: Lam | None,
+    chunk_size: int,
+    inputs: Inputs,
+    mean: Channels | None,
+    std: Channels | None,
+    progress: bool | None,
+    label: str,
+) -> Gram:
+    """Run chunk by chunk at λ and at a formal λ, and backward from each output of each coefficient.
+
+    `variable` makes the formal λ from the real ones; `slots` says how many coefficients n branches give.
+    """
+    check_count("chunk_size", chunk_size, least=1)
+    data = source(x, inputs, mean, std)
+    device, dtype = place_of(net)
+    knobbed: Knobs | None = None
+    products, own = [], []
+    lams: list[float] = []
+    unit = data.unit
+    with prepared(net), bar(label, len(data) or None, show=progress) as update:
+        for part, named in data.chunks(chunk_size, device, dtype):
+            if knobbed is None:
+                with torch.no_grad():
+                    knobbed = as_knobs(net, part, named)
+                knobbed.need_joins()
+            if not first_is_float(part, named):
+                unit = "embeddings"
+            in_force = lam if lam is not None else knobbed.lam_values
+            batch, m = batch_size(part, named), slots(len(knobbed.branches))
+
+            def at(value: Any, knobbed: Knobs = knobbed) -> Callable[..., Any]:
+                return lambda *a, **k: knobbed.run(a, k, lam=value)
+
+            (out, used), leaves = differentiable(at(in_force), part, named)
+            lams = [float(v.detach() if isinstance(v, Tensor) else v) for v in used]
+            y = flat_output(knobbed.pick(out), batch)
+            scale = None if data.scale is None else data.scale.to(leaves[0].device)
+            total = torch.zeros(batch, dtype=torch.float64)
+            for v in basis(y):
+                total += gradients(y, leaves, v, keep=True, scale=scale).double().square().sum(1).cpu()
+                update(batch / y.shape[1] / (m + 1))
+            own.append(total)
+            del out, y, leaves
+            (out, _), leaves = differentiable(at(variable(lams)), part, named)
+            result = knobbed.pick(out)
+            terms = [flat(c, batch) for c in (result.c if isinstance(result, Series) else result.unsqueeze(0))]
+            pairs = torch.zeros(batch, m, m, dtype=torch.float64)
+            for v in basis(terms[0]):
+                each = [gradients(c, leaves, v, keep=True, scale=scale).double() for c in terms if c.requires_grad]
+                live = torch.tensor([k for k, c in enumerate(terms) if c.requires_grad], dtype=torch.int64)
+                if each:
+                    stack = torch.stack(each, 1)
+                    pairs[:, live[:, None], live] += (stack @ stack.mT).cpu()
+                update(batch * m / terms[0].shape[1] / (m + 1))
+            products.append(pairs)
+    if knobbed is None:
+        raise DataError("x holds no samples: pass a batch of at least one")
+    return Gram(torch.cat(products), torch.cat(own), lams, knobbed, unit)
+
+
+def flat(c: Tensor, batch: int) -> Tensor:
+    """A coefficient as (B, C); it may be a constant."""
+    return flat_output(c, batch) if c.requires_grad else c.reshape(batch, -1)
