@@ -24,7 +24,7 @@ class Source:
 
     data: Any
     unit: str  # "as given", "normalized" or "raw"
-    scale: Tensor | None = None  # 1/std, broadcast over a sample, where gradients are by raw pixels
+    scale: Tensor | None = None  # 1/std of each channel, where gradients are by raw pixels
     mean: tuple[float, ...] = ()  # of the images of a split
     std: tuple[float, ...] = ()
 
@@ -38,6 +38,17 @@ class Source:
         if known is self.data and isinstance(known, Sequence):
             return sum(batch_size(*arguments(b)) for b in known)
         return len(known) if hasattr(known, "__len__") and known is not self.data else 0
+
+    def scale_for(self, x: Tensor) -> Tensor | None:
+        """The factor of a gradient like x, (channels, 1, …); raises `DataError` where the channels are others."""
+        if self.scale is None:
+            return None
+        if len(self.scale) != 1 and (x.ndim < 2 or len(self.scale) != x.shape[1]):
+            raise DataError(
+                f"std has {len(self.scale)} values, the inputs have shape {tuple(x.shape)}: give one number, or one "
+                "for each channel (axis 1)"
+            )
+        return self.scale.to(x).view(-1, *(1,) * (x.ndim - 2))
 
     def chunks(self, size: int, like: torch.device | None, dtype: torch.dtype) -> Iterator[tuple[tuple, dict]]:
         """The inputs of at most `size` samples at a time, on the device of the model."""
@@ -85,7 +96,7 @@ def source(x: Any, inputs: Inputs, mean: Channels | None, std: Channels | None) 
         raise DataError(f"x is a {type(x).__name__}: give a tensor, a Dataset or Split, or an iterable of batches")
     if inputs == "raw" and spread is None:
         raise DataError("inputs='raw' needs std=, by which the pixels were divided: gradients by raw pixels are 1/std")
-    scale = None if inputs == "normalized" or spread is None else (1 / spread).reshape(-1, 1, 1)
+    scale = None if inputs == "normalized" or spread is None else 1 / spread
     known = isinstance(x, Split) or spread is not None
     unit = inputs if known else "as given"
     rows = (tuple(center.tolist()), tuple(spread.tolist())) if isinstance(x, Split) else ((), ())  # type: ignore[union-attr]

@@ -78,7 +78,7 @@ def geometric_complexity(
             del out
             if leaves[0] is not None and not first_is_float(part, named):
                 unit = "embeddings"
-            scale = None if data.scale is None else data.scale.to(leaves[0].device)
+            scale = data.scale_for(leaves[0])
             vectors = basis(y) if generator is None else draws(y, probes, generator)
             count = outputs if generator is None else probes
             squares = []

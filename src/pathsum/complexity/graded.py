@@ -72,14 +72,15 @@ def gram(
             (out, used), leaves = differentiable(at(in_force), part, named)
             lams = [float(v.detach() if isinstance(v, Tensor) else v) for v in used]
             y = flat_output(knobbed.pick(out), batch)
-            scale = None if data.scale is None else data.scale.to(leaves[0].device)
+            scale = data.scale_for(leaves[0])
             total = torch.zeros(batch, dtype=torch.float64)
             for v in basis(y):
                 total += gradients(y, leaves, v, keep=True, scale=scale).double().square().sum(1).cpu()
                 update(batch / y.shape[1] / (m + 1))
             own.append(total)
             del out, y, leaves
-            (out, _), leaves = differentiable(at(variable(lams)), part, named)
+            formal = variable(lams)
+            (out, _), leaves = differentiable(at(formal), part, named, wrap=entering(formal))
             result = knobbed.pick(out)
             terms = [flat(c, batch) for c in (result.c if isinstance(result, Series) else result.unsqueeze(0))]
             pairs = torch.zeros(batch, m, m, dtype=torch.float64)
@@ -94,6 +95,13 @@ def gram(
     if knobbed is None:
         raise DataError("x holds no samples: pass a batch of at least one")
     return Gram(torch.cat(products), torch.cat(own), lams, knobbed, unit)
+
+
+def entering(formal: Series) -> Callable[[Tensor], Tensor]:
+    """How the input enters: as it is or, where gates are to stand still, as a series, so that all of them do."""
+    if not formal.space.still:
+        return torch.clone
+    return lambda x: Series(x.clone().unsqueeze(0), formal.space)
 
 
 def flat(c: Tensor, batch: int) -> Tensor:

@@ -25,8 +25,9 @@ class Watch(TorchFunctionMode):
     one made of it by calls that keep its values (`view`, `to`, `contiguous`, …). Positions with equal values are not.
     """
 
-    def __init__(self, ids: Tensor | None = None) -> None:
+    def __init__(self, ids: Tensor | None = None, wrap: Callable[[Tensor], Tensor] = torch.clone) -> None:
         super().__init__()
+        self.wrap = wrap
         self.made_of_ids = [] if ids is None else [ids]
         self.found: list[Tensor] = []
 
@@ -42,7 +43,7 @@ class Watch(TorchFunctionMode):
             name, place = LOOKUPS[func]
             if self._is_input(args[place] if len(args) > place else kwargs.get(name)):
                 self.found.append(variable(out))
-                return self.found[-1].clone()  # the model may change it in place
+                return self.wrap(self.found[-1])
         elif any(self._is_input(a) for a in args) and self._same_values(out):
             self.made_of_ids.append(out)
         return out
@@ -67,6 +68,7 @@ def refuse_mixing(func: Callable[..., Any], args: tuple, kwargs: dict[str, Any])
 
 def variable(x: Tensor) -> Tensor:
     """The tensor to differentiate by: itself where gradients already run through it, else a leaf."""
+    x = x.clone() if x.is_inference() else x
     return x if x.requires_grad else x.detach().requires_grad_()
 
 
@@ -84,24 +86,30 @@ def prepared(f: Callable[..., Any], *, restore: bool = True) -> Iterator[None]:
 
 
 def differentiable(
-    f: Callable[..., Any], inputs: tuple, kwargs: dict[str, Any], *, watch: bool = False
+    f: Callable[..., Any],
+    inputs: tuple,
+    kwargs: dict[str, Any],
+    *,
+    watch: bool = False,
+    wrap: Callable[[Tensor], Tensor] = torch.clone,
 ) -> tuple[Any, list[Tensor]]:
     """f(*inputs, **kwargs) and the tensors it is to be differentiated by.
 
     Those are the first tensor among the inputs or, where that holds integers, the outputs of the embeddings it goes
-    through. With `watch`, calls that mix samples are refused. Raises `DataError` where no embedding is found.
+    through. f gets what `wrap` makes of each: a copy, since it may be changed in place. With `watch`, calls that mix
+    samples are refused. Raises `DataError` where no embedding is found.
     """
     x = next(tensors_in((inputs, kwargs)))
     if x.is_floating_point():
         leaf = variable(x)
-        given = swap((inputs, kwargs), x, leaf.clone())
+        given = swap((inputs, kwargs), x, wrap(leaf))
         if not watch:
             return f(*given[0], **given[1]), [leaf]
         with Watch():
             return f(*given[0], **given[1]), [leaf]
     if x.is_complex() or x.dtype == torch.bool:
         raise DataError(f"the inputs are {x.dtype}: give real numbers, or token ids of a model with an embedding")
-    with Watch(x) as seen:
+    with Watch(x, wrap) as seen:
         out = f(*inputs, **kwargs)
     if not seen.found:
         raise DataError(
@@ -147,6 +155,6 @@ def gradients(
         y, leaves, v, retain_graph=keep, create_graph=create, allow_unused=True, materialize_grads=True
     )
     if scale is not None:
-        found = tuple(g * scale.to(g) for g in found)
+        found = tuple(g * scale for g in found)
     parts = [g.reshape(len(y), -1) for g in found]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

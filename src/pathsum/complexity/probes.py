@@ -84,7 +84,7 @@ def hadamard(order: int) -> Tensor:
     residue = torch.tensor([0] + [1 if i in squares else -1 for i in range(1, q)])
     i = torch.arange(q)
     h = torch.ones(order, order, dtype=torch.int64)
-    h[1:, 1:] = residue[(i[None, :] - i[:, None]) % q] - torch.eye(q, dtype=torch.int64)
+    h[1:, 1:] = residue[(i[None, :] - i[:, None]) % q] + torch.eye(q, dtype=torch.int64)
     h[1:, 0] = -1
     h[0, 0] = 1
     return h
