@@ -8,14 +8,20 @@ import warnings
 from rich.console import Console
 from rich.table import Table
 
-from . import expansion, jets, language, spectrum
+from . import complexity, expansion, jets, language, spectrum
 from .timing import save
 
-THEMES = {"expansion": expansion.bench, "spectrum": spectrum.bench, "language": language.bench, "jets": jets.bench}
+THEMES = {
+    "expansion": expansion.bench,
+    "spectrum": spectrum.bench,
+    "language": language.bench,
+    "jets": jets.bench,
+    "complexity": complexity.bench,
+}
 
 
 def show(found: list[dict]) -> None:
-    rest = [name for name in ("error",) if name in found[0]]
+    rest = [name for name in ("error", "peak_ratio") if name in found[0]]
     table = Table("case", "side", "ms", "× against", *rest)
     for row in found:
         extra = ["–" if row[name] is None else f"{row[name]:.2g}" for name in rest]

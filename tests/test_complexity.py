@@ -171,7 +171,8 @@ def test_raw_pixels_are_those_before_normalization(std):
     spread = torch.tensor(std, dtype=torch.float64).reshape(-1, 1, 1)
     found = GC(net, (raw - 0.4) / spread, std=std, inputs="raw")
     assert relative(found.per_sample, twin.per_sample(lambda raw: net((raw - 0.4) / spread), raw).detach()) < 1e-12
-    assert found.inputs == "raw" and "inputs raw" in repr(found)
+    assert found.inputs == "raw"
+    assert "inputs raw" in repr(found)
 
 
 def test_memory_is_that_of_a_chunk():
@@ -190,17 +191,20 @@ def test_memory_is_that_of_a_chunk():
 def test_hadamard_matrices_are_orthogonal():
     for outputs in (1, 2, 3, 5, 10, 13, 37, 100, 129):
         h = signs.hadamard(signs.order_for(outputs))
-        assert len(h) >= outputs and torch.equal(h.T @ h, len(h) * torch.eye(len(h), dtype=torch.int64))
+        assert len(h) >= outputs
+        assert torch.equal(h.T @ h, len(h) * torch.eye(len(h), dtype=torch.int64))
 
 
 def test_probes_are_signs_and_a_whole_set_is_exact():
     like = torch.zeros((), dtype=torch.float64)
     v = signs.draw(50, 10, 12, generator=torch.Generator().manual_seed(0), like=like)
-    assert v.shape == (12, 50, 10) and torch.equal(v.abs(), torch.ones_like(v))
+    assert v.shape == (12, 50, 10)
+    assert torch.equal(v.abs(), torch.ones_like(v))
     torch.testing.assert_close(torch.einsum("mbi,mbj->bij", v, v), 12 * torch.eye(10).double().expand(50, 10, 10))
     net, x = mlp(), numbers(6, 5)
     found = GC(net, x, method="hutchinson", probes=12)
-    assert relative(found.per_sample, GC(net, x).per_sample) < 1e-12 and found.probe_stderr == 0
+    assert relative(found.per_sample, GC(net, x).per_sample) < 1e-12
+    assert found.probe_stderr == 0
 
 
 @pytest.mark.parametrize("outputs", [10, 2000])
@@ -390,14 +394,18 @@ def test_no_trace_is_left_also_after_an_error():
     GC.penalty(net, x, generator=torch.Generator())
     assert facts(net) == before
     assert torch.equal(torch.get_rng_state(), random)
-    assert not x.requires_grad and x.grad is None
+    assert not x.requires_grad
+    assert x.grad is None
 
 
 def test_what_is_shown():
     found = GC(mlp(), numbers(4, 5), method="hutchinson", probes=3)
-    assert repr(found).startswith("GeometricComplexity(") and "\n" not in repr(found)
+    assert repr(found).startswith("GeometricComplexity(")
+    assert "\n" not in repr(found)
     assert "4 samples, Hutchinson, 3 probes, inputs as given" in repr(found)
     row = found.table().iloc[0]
     assert (row.value, row.num_samples, row.num_outputs, row.probes) == (found.value, 4, 10, 3)
-    assert "<table" in found._repr_html_() and found.plot().get_ylabel() == "samples"
-    assert GC.__doc__.startswith("The mean over a data set") and "by_order" in repr(GC)
+    assert "<table" in found._repr_html_()
+    assert found.plot().get_ylabel() == "samples"
+    assert GC.__doc__.startswith("The mean over a data set")
+    assert "by_order" in repr(GC)

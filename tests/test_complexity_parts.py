@@ -68,7 +68,8 @@ def test_negative_and_per_branch_lambda():
         assert found.value == pytest.approx(GC(lambda x, lam=lam: ps.knobs(net, x)(x, lam=lam), x).value, rel=1e-12)
     plus, minus = (GC.by_order(net, x, order=3, lam=lam) for lam in (0.05, -0.05))
     close(plus.coefficients, minus.coefficients, 1e-12)
-    assert found.weights.tolist() == [0.05, -0.02, 0.01, 0.03, 0.05, 0.04] and found.lam == 1
+    assert found.weights.tolist() == [0.05, -0.02, 0.01, 0.03, 0.05, 0.04]
+    assert found.lam == 1
 
 
 @pytest.mark.parametrize(
@@ -125,7 +126,8 @@ def test_chunks_raw_pixels_and_token_ids():
     assert raw.inputs == "raw"
     net, (ids,) = case("pre-ln").build()
     found = GC.by_order(net, ids, order=1)
-    assert found.inputs == "embeddings" and found.value == pytest.approx(GC(net, ids).value, rel=1e-12)
+    assert found.inputs == "embeddings"
+    assert found.value == pytest.approx(GC(net, ids).value, rel=1e-12)
 
 
 def test_what_is_refused():
@@ -145,7 +147,8 @@ def test_what_is_refused():
 def test_what_is_shown():
     net, (x,) = case("mlp-relu").build()
     for found in (GC.by_order(net, x, order=2), GC.by_length(net, x)):
-        assert "\n" not in repr(found) and "3 samples" in repr(found)
+        assert "\n" not in repr(found)
+        assert "3 samples" in repr(found)
         assert "<table" in found._repr_html_()
         assert found.plot().get_xlabel() in ("power of λ", "path length")
     table = GC.by_order(net, x, order=2).table()

@@ -26,7 +26,6 @@ class Gram:
     products: Tensor
     own: Tensor
     lams: list[float]
-    knobs: Knobs
     inputs: str
 
 
@@ -61,40 +60,28 @@ def gram(
                 with torch.no_grad():
                     knobbed = as_knobs(net, part, named)
                 knobbed.need_joins()
-            if not first_is_float(part, named):
-                unit = "embeddings"
-            in_force = lam if lam is not None else knobbed.lam_values
+            unit = data.unit if first_is_float(part, named) else "embeddings"
             batch, m = batch_size(part, named), slots(len(knobbed.branches))
-
-            def at(value: Any, knobbed: Knobs = knobbed) -> Callable[..., Any]:
-                return lambda *a, **k: knobbed.run(a, k, lam=value)
-
-            (out, used), leaves = differentiable(at(in_force), part, named)
+            in_force = lam if lam is not None else knobbed.lam_values
+            (out, used), leaves = differentiable(at(knobbed, in_force), part, named)
             lams = [float(v.detach() if isinstance(v, Tensor) else v) for v in used]
-            y = flat_output(knobbed.pick(out), batch)
             scale = data.scale_for(leaves[0])
-            total = torch.zeros(batch, dtype=torch.float64)
-            for v in basis(y):
-                total += gradients(y, leaves, v, keep=True, scale=scale).double().square().sum(1).cpu()
-                update(batch / y.shape[1] / (m + 1))
-            own.append(total)
-            del out, y, leaves
+            y = flat_output(knobbed.pick(out), batch)
+            own.append(between([y], leaves, scale, 1, lambda n, m=m: update(n / (m + 1)))[:, 0, 0])  # type: ignore[misc]
+            del out, y, leaves  # one graph at a time
             formal = variable(lams)
-            (out, _), leaves = differentiable(at(formal), part, named, wrap=entering(formal))
+            (out, _), leaves = differentiable(at(knobbed, formal), part, named, wrap=entering(formal))
             result = knobbed.pick(out)
             terms = [flat(c, batch) for c in (result.c if isinstance(result, Series) else result.unsqueeze(0))]
-            pairs = torch.zeros(batch, m, m, dtype=torch.float64)
-            for v in basis(terms[0]):
-                each = [gradients(c, leaves, v, keep=True, scale=scale).double() for c in terms if c.requires_grad]
-                live = torch.tensor([k for k, c in enumerate(terms) if c.requires_grad], dtype=torch.int64)
-                if each:
-                    stack = torch.stack(each, 1)
-                    pairs[:, live[:, None], live] += (stack @ stack.mT).cpu()
-                update(batch * m / terms[0].shape[1] / (m + 1))
-            products.append(pairs)
+            products.append(between(terms, leaves, scale, m, lambda n, m=m: update(n * m / (m + 1))))  # type: ignore[misc]
     if knobbed is None:
         raise DataError("x holds no samples: pass a batch of at least one")
-    return Gram(torch.cat(products), torch.cat(own), lams, knobbed, unit)
+    return Gram(torch.cat(products), torch.cat(own), lams, unit)
+
+
+def at(knobbed: Knobs, lam: Any) -> Callable[..., Any]:
+    """The model at λ, a formal one or real, as a function of its inputs: its result, and the λ in force."""
+    return lambda *inputs, **kwargs: knobbed.run(inputs, kwargs, lam=lam)
 
 
 def entering(formal: Series) -> Callable[[Tensor], Tensor]:
@@ -107,3 +94,19 @@ def entering(formal: Series) -> Callable[[Tensor], Tensor]:
 def flat(c: Tensor, batch: int) -> Tensor:
     """A coefficient as (B, C); it may be a constant."""
     return flat_output(c, batch) if c.requires_grad else c.reshape(batch, -1)
+
+
+def between(
+    terms: list[Tensor], leaves: list[Tensor], scale: Tensor | None, m: int, update: Callable[[float], None]
+) -> Tensor:
+    """⟨∂c_a/∂x, ∂c_b/∂x⟩_F of each sample, (B, m, m) float64: zero for terms that are constant or missing."""
+    batch, outputs = terms[0].shape
+    pairs = torch.zeros(batch, m, m, dtype=torch.float64)
+    live = [k for k, c in enumerate(terms) if c.requires_grad]
+    rows = torch.tensor(live, dtype=torch.int64)
+    for v in basis(terms[0]):
+        if live:
+            each = torch.stack([gradients(terms[k], leaves, v, keep=True, scale=scale).double() for k in live], 1)
+            pairs[:, rows[:, None], rows] += (each @ each.mT).cpu()
+        update(batch / outputs)
+    return pairs

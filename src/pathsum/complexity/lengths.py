@@ -26,8 +26,8 @@ class ComplexityByLength:
     """GC = Σ_{a,b} ⟨∂v_a, ∂v_b⟩: v_k is the sum over paths through k branches, its gates held at their values.
 
     `products` (N, m, m) are the inner products of each sample, `value` the network's own GC. The sum of the products,
-    `total`, is the GC of the network with frozen gates: the network's own where it is piecewise linear after its
-    first branch, else (GELU, norms, attention) without the part that comes from gates moving with the input.
+    `total`, is the GC of the network with frozen gates: the network's own where it is piecewise linear, else (GELU,
+    norms, attention) without the part that comes from gates moving with the input.
     """
 
     products: Tensor
@@ -107,8 +107,8 @@ def complexity_by_length(
     """The inner products mean_x ⟨∂v_a/∂x, ∂v_b/∂x⟩_F of path lengths a and b, whose sum is GC.
 
     f = Σ_k v_k as in `spectrum`; each v_k is differentiated with the gates (ReLU masks, GELU's factor, norms' σ,
-    attention patterns) held at their values. What comes before the first branch is differentiated as it is. The sum
-    equals GC for networks that are piecewise linear from there on; elsewhere compare `.total` with `.value`.
+    attention patterns) held at their values, those before the first branch too. The sum equals GC for piecewise linear
+    networks; elsewhere compare `.total` with `.value`.
 
     max_length: lengths 0..max_length, and one for all that are longer. The rest as in `geometric_complexity` and
     `spectrum`. Cost: one run of the series, C·(lengths) backward passes, and GC itself.

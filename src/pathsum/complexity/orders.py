@@ -75,7 +75,7 @@ class ComplexityByOrder:
         return np.abs(sums - self.value) / (self.value or 1.0)
 
     def table(self) -> pd.DataFrame:
-        """A row a power of λ: g_k and its standard error, g_k λ^k, whether GC's own, and the error of the sum so far."""
+        """A row a power of λ: g_k with its standard error, g_k λ^k, whether g_k is GC's own, the error so far."""
         import pandas as pd
 
         each, k = self.per_sample(), np.arange(2 * self.order + 1)
