@@ -48,8 +48,18 @@ def sides_of(config: dict[str, int]) -> dict[str, Callable[[], Any]]:
 
         return torch.func.vmap(torch.func.jacrev(one))(x).square().sum((1, 2, 3, 4))
 
+    def with_weights() -> None:
+        """The same by `.backward()`, which goes to the weights too."""
+        leaf = x.clone().requires_grad_()
+        y = net(leaf)
+        for c in range(10):
+            leaf.grad = None
+            y[:, c].sum().backward(retain_graph=c < 9)
+        net.zero_grad()
+
     return {
         "1 forward, 10 backward": lambda: plain(10),
+        "1 forward, 10 .backward()": with_weights,
         "exact": lambda: ps.geometric_complexity(net, x),
         "vmap(jacrev)": jacrev,
         f"1 forward, {PROBES} backward": lambda: plain(PROBES),
@@ -82,11 +92,10 @@ def bench(*, quick: bool = False) -> list[dict[str, Any]]:
     seconds = interleaved(sides, repeats=2 if quick else 7)
     memory = {side: cell(side, config) for side in sides}
     case = f"tower, depth {config['depth']}, width {config['width']}, batch {config['batch']}"
-    names = list(sides)
+    plain, weights, exact, jacrev, few, probed, by_order = sides
     found = []
-    for group, against in ((names[:3], names[0]), ((names[1], names[2]), names[2]), (names[3:5], names[3])):
-        found += rows("complexity", case, {k: seconds[k] for k in group}, against, config)
-    found += rows("complexity", case, {k: seconds[k] for k in ("exact", "by order 2")}, "exact", config)
+    for against, side in ((plain, exact), (weights, exact), (jacrev, exact), (few, probed), (exact, by_order)):
+        found += rows("complexity", case, {against: seconds[against], side: seconds[side]}, against, config)
     for row in found:
         row["peak_bytes"] = memory[row["side"]]
         row["peak_ratio"] = memory[row["side"]] / (memory[row["against"]] or 1)
