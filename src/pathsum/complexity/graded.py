@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,13 +68,14 @@ def gram(
             lams = [float(v.detach() if isinstance(v, Tensor) else v) for v in used]
             scale = data.scale_for(leaves[0])
             y = flat_output(knobbed.pick(out), batch)
-            own.append(between([y], leaves, scale, 1, lambda n, m=m: update(n / (m + 1)))[:, 0, 0])  # type: ignore[misc]
+            own.append(between([y], leaves, scale, 1, partial(update, batch / y.shape[1] / (m + 1)))[:, 0, 0])
             del out, y, leaves  # one graph at a time
             formal = variable(lams)
             (out, _), leaves = differentiable(at(knobbed, formal), part, named, wrap=entering(formal))
             result = knobbed.pick(out)
             terms = [flat(c, batch) for c in (result.c if isinstance(result, Series) else result.unsqueeze(0))]
-            products.append(between(terms, leaves, scale, m, lambda n, m=m: update(n * m / (m + 1))))  # type: ignore[misc]
+            advance = partial(update, batch * m / terms[0].shape[1] / (m + 1))
+            products.append(between(terms, leaves, scale, m, advance))
     if knobbed is None:
         raise DataError("x holds no samples: pass a batch of at least one")
     return Gram(torch.cat(products), torch.cat(own), lams, unit)
@@ -97,16 +99,15 @@ def flat(c: Tensor, batch: int) -> Tensor:
 
 
 def between(
-    terms: list[Tensor], leaves: list[Tensor], scale: Tensor | None, m: int, update: Callable[[float], None]
+    terms: list[Tensor], leaves: list[Tensor], scale: Tensor | None, m: int, advance: Callable[[], None]
 ) -> Tensor:
     """⟨∂c_a/∂x, ∂c_b/∂x⟩_F of each sample, (B, m, m) float64: zero for terms that are constant or missing."""
-    batch, outputs = terms[0].shape
-    pairs = torch.zeros(batch, m, m, dtype=torch.float64)
+    pairs = torch.zeros(len(terms[0]), m, m, dtype=torch.float64)
     live = [k for k, c in enumerate(terms) if c.requires_grad]
     rows = torch.tensor(live, dtype=torch.int64)
     for v in basis(terms[0]):
         if live:
             each = torch.stack([gradients(terms[k], leaves, v, keep=True, scale=scale).double() for k in live], 1)
             pairs[:, rows[:, None], rows] += (each @ each.mT).cpu()
-        update(batch / outputs)
+        advance()
     return pairs
