@@ -8,7 +8,7 @@ import warnings
 from rich.console import Console
 from rich.table import Table
 
-from . import expansion, jets, language, memory, spectrum, training
+from . import complexity, expansion, jets, language, memory, spectrum, training
 from .timing import save
 
 THEMES = {
@@ -18,11 +18,12 @@ THEMES = {
     "jets": jets.bench,
     "training": training.bench,
     "memory": memory.bench,
+    "complexity": complexity.bench,
 }
 
 
 def show(found: list[dict]) -> None:
-    rest = [name for name in ("error",) if name in found[0]]
+    rest = [name for name in ("error", "peak_ratio") if name in found[0]]
     table = Table("case", "side", "ms", "× against", *rest)
     for row in found:
         extra = ["–" if row[name] is None else f"{row[name]:.2g}" for name in rest]

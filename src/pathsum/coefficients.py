@@ -18,7 +18,8 @@ class Space:
 
     With `carry` each series has beside its coefficients the value of the same tensor at the λ in force, `.actual`, so
     that one run gives orders and output: convolutions take it along as one more sample. `recompute` names what gated
-    semantics does not freeze but computes from the paths so far: "norm", "attention" (`rules/recompute.py`).
+    semantics does not freeze but computes from the paths so far: "norm", "attention" (`rules/recompute.py`). With
+    `still` no gradient runs through what gated semantics freezes, so that derivatives are of the frozen network.
     """
 
     order: int
@@ -26,6 +27,7 @@ class Space:
     overflow: bool = False
     carry: bool = False
     recompute: frozenset[str] = frozenset()
+    still: bool = False
 
     @property
     def slots(self) -> int:

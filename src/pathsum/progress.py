@@ -61,7 +61,7 @@ def lines() -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def bar(description: str, total: int, *, show: bool | None = None) -> Iterator[Callable[..., None]]:
+def bar(description: str, total: int | None, *, show: bool | None = None) -> Iterator[Callable[..., None]]:
     """Yield `update(n=1, **fields)`; `show` None means on a terminal only. Fields print behind the bar."""
     if show is False or (show is None and not sys.stderr.isatty()):
         yield _told(_spoken[-1], description, total) if _spoken and show is None else lambda n=1, **fields: None

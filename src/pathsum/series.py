@@ -101,13 +101,14 @@ class Series(torch.Tensor):
         overflow: bool = False,
         carry: bool = False,
         recompute: frozenset[str] = frozenset(),
+        still: bool = False,
     ) -> Series:
         """The formal variable t, or the vector w·t for a tensor of per-branch weights w; the rest describes `Space`."""
         if order < 0:
             raise LambdaError(f"a series of order {order}: give an order of 0 or more")
         w = torch.as_tensor(weights, dtype=None if isinstance(weights, Tensor) else torch.get_default_dtype())
         c = torch.stack([torch.zeros_like(w), w]) if order else torch.zeros_like(w).unsqueeze(0)
-        return cls(c, Space(order, gated, overflow, carry, recompute))
+        return cls(c, Space(order, gated, overflow, carry, recompute, still))
 
     def at(self, lam: float) -> Tensor:
         """The partial sum Σ_k c_k λ^k."""
@@ -116,8 +117,9 @@ class Series(torch.Tensor):
 
     def base(self) -> Tensor:
         """Where nonlinear functions are taken: order 0 (Taylor), or the sum of all slots (gated)."""
-        if self.space.gated and self.m > 1:
-            return self.c.sum(0)
+        if self.space.gated:
+            value = self.c.sum(0) if self.m > 1 else self.c[0]
+            return value.detach() if self.space.still else value
         return self.c[0] if self.joint is None else self.joint[1]
 
     def like(self, c: Tensor, *, gate: int = 0) -> Series:

@@ -49,6 +49,7 @@ def standardize(x: Series, c: Tensor, dims: tuple[int, ...], eps: float, *, cent
         c = c - c.mean(dims, keepdim=True)
     if x.space.gated:
         value = c.sum(0, keepdim=True)
+        value = value.detach() if x.space.still else value
         return c * torch.rsqrt(value.square().mean(dims, keepdim=True) + eps)
     var = cauchy(c, c, x.space).mean(dims, keepdim=True)
     var[0].add_(eps)
