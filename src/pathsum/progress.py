@@ -62,7 +62,10 @@ def lines() -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def bar(description: str, total: int | None, *, show: bool | None = None) -> Iterator[Callable[..., None]]:
-    """Yield `update(n=1, **fields)`; `show` None means on a terminal only. Fields print behind the bar."""
+    """Yield `update(n=1, **fields)`; `show` None means on a terminal only. Fields print behind the bar.
+
+    A `total` of None is one that nobody knows: it counts, and there is no time left.
+    """
     if show is False or (show is None and not sys.stderr.isatty()):
         yield _told(_spoken[-1], description, total) if _spoken and show is None else lambda n=1, **fields: None
         return
@@ -96,7 +99,7 @@ def bar(description: str, total: int | None, *, show: bool | None = None) -> Ite
             progress.stop()
 
 
-def _told(spoken: Spoken, description: str, total: int) -> Callable[..., None]:
+def _told(spoken: Spoken, description: str, total: int | None) -> Callable[..., None]:
     """The update of a bar that is told in lines."""
     began = time.monotonic()
     done = 0
@@ -104,6 +107,9 @@ def _told(spoken: Spoken, description: str, total: int) -> Callable[..., None]:
     def update(n: int = 1, **fields: str) -> None:
         nonlocal done
         done += n
+        if total is None:
+            spoken.note = f"{description} {done}"
+            return
         left = time_left((time.monotonic() - began) * (total - done) / max(done, 1))
         spoken.note = f"{description} {done}/{total}, {left}" if done < total else ""
 

@@ -24,6 +24,6 @@ class _Callable:
 
 
 geometric_complexity = _Callable()
-update_wrapper(geometric_complexity, _of)  # type: ignore[arg-type]
+update_wrapper(geometric_complexity, _of)
 
 __all__ = ["ComplexityByLength", "ComplexityByOrder", "GeometricComplexity", "geometric_complexity", "penalty"]

@@ -52,7 +52,7 @@ def penalty(
         if probes is None:
             vectors = [v.clone() for v in basis(y.detach())]
         else:
-            vectors = list(random_signs.draw(*y.shape, probes, generator=generator, like=y.detach()))
+            vectors = list(random_signs.draw(len(y), y.shape[1], probes, generator=generator, like=y.detach()))
         squares = [gradients(y, leaves, v, keep=True, create=True).square().sum(1) for v in vectors]
         total = torch.stack(squares).sum(0) if probes is None else torch.stack(squares).mean(0)
     return total if per_sample else total.mean()
