@@ -111,8 +111,8 @@ def excuse(subject: Subject, asked: Sequence[Place], error: float) -> str:
     after = {name: kind for name, block in likes.items() for b in block.branches for kind in b.after}
     hint = "; ".join(f"{kind} follows an addition of '{name}'" for name, kind in after.items())
     return (
-        f"the grown {type(subject.model).__name__} differs by {error:.2g} (relative) on these inputs, so it was not made: "
-        f"with zero branches a copy of {', '.join(map(repr, likes))} is not the identity"
+        f"the grown {type(subject.model).__name__} differs by {error:.2g} (relative) on these inputs, so it was not "
+        f"made: with zero branches a copy of {', '.join(map(repr, likes))} is not the identity"
         + (f" ({hint})" if hint else "")
         + ", or the forward does more at some blocks; name others in where, or another container"
     )

@@ -83,9 +83,7 @@ def layout_without(subject: Subject, gone: Sequence[Block]) -> dict[str, list[Sl
     """What is left of each container that loses some."""
     out = {(block.container, block.key) for block in gone}
     return {
-        container: [
-            Slot(key) for key in subject.model.get_submodule(container)._modules if (container, key) not in out
-        ]
+        container: [Slot(key) for key in subject.model.get_submodule(container)._modules if (container, key) not in out]
         for container in dict.fromkeys(block.container for block in gone)
     }
 
@@ -121,7 +119,7 @@ class Weighing(Run):
 
     def join(self, site: Branch, func: Any, args: tuple, kwargs: dict) -> Any:
         skip, branch = per_sample(args[site.skip]), per_sample(args[site.branch])
-        factor = kwargs.get("alpha", 1) if self.lam is None else self.lam[site.index]  # type: ignore[index]
+        factor = kwargs.get("alpha", 1) if self.lam is None else self.lam[site.index]
         small = torch.finfo(skip.dtype).tiny
         ratio = branch.mul(abs(float(factor))).div(skip.clamp_min(small)).max()
         self.sizes[site.index] = float(ratio)

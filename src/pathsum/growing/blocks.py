@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -50,7 +50,8 @@ def blocks_of(model: nn.Module, found: Anatomy, only: Sequence[str] | None = Non
     """The blocks of a model in the order they run; branches outside every container are in none.
 
     `only` names the containers to use, where the choice made here is not what is wanted. The innermost container is
-    taken that holds two blocks with parameters of the same names; failing that, the innermost.
+    taken that holds two blocks of one stage, of one class and with parameters of the same names; failing that, of one
+    class; failing that, the innermost.
     """
     ways = {b.index: ways_to(model, found, b) for b in found.branches}
     if only is not None:
@@ -62,12 +63,12 @@ def blocks_of(model: nn.Module, found: Anatomy, only: Sequence[str] | None = Non
     for b in found.branches:
         for child in ways[b.index]:
             inside[child].append(b)
-    good = repeating(model, inside)
+    alike, akin = repeating(model, inside, names=True), repeating(model, inside, names=False)
     chosen: dict[Child, list[Branch]] = defaultdict(list)
     for b in found.branches:
         way = ways[b.index]
         if way:
-            chosen[next((c for c in way if c[0] in good), way[0])].append(b)
+            chosen[next((c for good in (alike, akin) for c in way if c[0] in good), way[0])].append(b)
     return [Block(container, key, tuple(branches)) for (container, key), branches in chosen.items()]
 
 
@@ -87,6 +88,14 @@ def ways_to(model: nn.Module, found: Anatomy, branch: Branch) -> list[Child]:
     return [child for child in shared if len(join_path(*child)) > len(adds)]
 
 
+def by_child(model: nn.Module, found: Anatomy, containers: Collection[str]) -> dict[Child | None, list[Branch]]:
+    """The branches of each child of the containers in question; None: of no such child."""
+    groups: dict[Child | None, list[Branch]] = defaultdict(list)
+    for b in found.branches:
+        groups[next((c for c in ways_to(model, found, b) if c[0] in containers), None)].append(b)
+    return groups
+
+
 def children_above(model: nn.Module, path: str) -> list[Child]:
     """Every (container, key) on the way from the model to a module, the outermost first."""
     found: list[Child] = []
@@ -102,13 +111,14 @@ def is_in(path: str, of: str) -> bool:
     return path == of or path.startswith(f"{of}.")
 
 
-def repeating(model: nn.Module, inside: dict[Child, list[Branch]]) -> set[str]:
-    """The containers with two alike children that keep the shape."""
+def repeating(model: nn.Module, inside: dict[Child, list[Branch]], *, names: bool) -> set[str]:
+    """The containers with two children of one stage and class (and names of parameters) that keep the shape."""
     plans: dict[str, Counter] = defaultdict(Counter)
     for (container, key), branches in inside.items():
         if all(b.identity for b in branches):
             child = model.get_submodule(join_path(container, key))
-            plans[container][type(child), tuple(name for name, _ in child.named_parameters())] += 1
+            plan = tuple(name for name, _ in child.named_parameters()) if names else ()
+            plans[container][type(child), plan, branches[0].stage, branches[-1].stage] += 1
     return {container for container, counts in plans.items() if max(counts.values()) > 1}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,15 +11,17 @@ from torch import nn
 
 from pathsum.anatomy import anatomy
 from pathsum.errors import ProbeError
-from pathsum.growing.blocks import Block, Child, blocks_of, ways_to
+from pathsum.growing.blocks import Block, by_child
+from pathsum.growing.matching import likenesses, match
 from pathsum.growing.scales import Renewed, Source, renew, rule_at, settle
 from pathsum.growing.subject import Subject
-from pathsum.growing.surgery import Layout, Slot, paths_of, rearrange
+from pathsum.growing.surgery import Layout, paths_of, rearrange
 from pathsum.growing.weights import New, begin, factors_of, multiply, zero_ends
 from pathsum.knobs import Knobs, own_scale
 from pathsum.nets.tower import SumOfPaths
-from pathsum.sites import Anatomy, Branch
+from pathsum.sites import Anatomy
 from pathsum.training.contexts import mode
+
 
 @dataclass(frozen=True)
 class Made:
@@ -44,26 +45,28 @@ def remake(subject: Subject, layout: Layout, *, new: New, lam: float | None, see
     """A copy of the net with other children in its containers, each old branch's λ·F as it was, new ones zero."""
     memo: dict[int, Any] = {}
     model = copy.deepcopy(subject.model, memo)
-    origins = rearrange(model, layout)
+    containers = {b.container for b in subject.blocks}
+    origins = rearrange(model, layout, containers)
     names = paths_of(origins, new=True)
     renewed: list[Renewed] = []
-    if isinstance(model, SumOfPaths):
+    if isinstance(model, SumOfPaths) and "blocks" in layout:
         slots = [Source(int(slot.key), slot.new) for slot in layout["blocks"]]
         settled = settle(model, slots, None if subject.set_by_knobs else lam)
-        renewed += [replace(settled, old=subject.model.lam)] if settled is not None else []
+        if settled is not None and isinstance(subject.model.lam, nn.Parameter):
+            renewed.append(replace(settled, old=subject.model.lam))
     begin(model, names, new, seed)
     try:
         found = subject.look(model)
     except (RuntimeError, IndexError, KeyError, TypeError, ValueError) as error:
         why = " ".join(str(error).split())
         raise ProbeError(f"{type(model).__name__} does not run with blocks {', '.join(names)} ({why})") from error
-    sources = match(subject, model, found, layout, origins)
-    inside = [(b, name) for b, s in zip(found.branches, sources, strict=True) if s.new for name in names if holds(name, b, found)]
-    zero_ends(model, inside)
+    sources = match(subject, model, found, containers, origins)
+    blocks = [Block(*child, tuple(held)) for child, held in by_child(model, found, containers).items() if child]
+    zero_ends(model, [(b, block.name) for block in blocks if block.name in names for b in block.branches])
     net, values, before, part = scaled(subject, model, found, sources, lam)
     renewed += [part] if part is not None else []
-    kept = [(b, old, value) for b, s, old, value in zip(found.branches, sources, before, values, strict=True) if not s.new]
-    factors = factors_of([b for b, _, _ in kept], [old for _, old, _ in kept], [value for _, _, value in kept])
+    kept = [i for i, source in enumerate(sources) if not source.new]
+    factors = factors_of([found.branches[i] for i in kept], [before[i] for i in kept], [values[i] for i in kept])
     multiply(model, factors)
     parameters = {id(p): memo[id(p)] for p in subject.model.parameters()} | {id(r.old): r.new for r in renewed}
     left = {id(p) for p in net.parameters()}
@@ -75,7 +78,7 @@ def remake(subject: Subject, layout: Layout, *, new: New, lam: float | None, see
         renewed=tuple(renewed),
         likenesses=likenesses(subject.model, model, origins),
         new_blocks=tuple(names),
-        blocks=tuple(blocks_of(model, found, [c for c in {b.container: 0 for b in subject.blocks} if holding(model, found, c)])),
+        blocks=tuple(blocks),
         branches=tuple(b.name for b in found.branches),
         sources=tuple(sources),
         lam=tuple(values),
@@ -119,59 +122,3 @@ def again(subject: Subject, model: nn.Module, knobs: Knobs) -> Knobs:
 def scales_of(model: nn.Module, found: Anatomy) -> list[float]:
     """The model's own λ."""
     return list(model.scales) if isinstance(model, SumOfPaths) else [own_scale(model, b) for b in found.branches]
-
-
-def match(
-    subject: Subject, model: nn.Module, found: Anatomy, layout: Layout, origins: dict[Child, Slot]
-) -> list[Source]:
-    """The old branch that each new one is, or is made like, by the children they lie in; the others go by order."""
-    old = by_child(subject.model, subject.anatomy, layout)
-    now = by_child(model, found, layout)
-    sources: dict[int, Source] = {}
-    for child, branches in now.items():
-        slot = origins[child] if child is not None else Slot("")
-        before = old.get(None if child is None else (child[0], slot.key), [])
-        if len(before) != len(branches):
-            where = f"its block '{'.'.join(child)}'" if child else "it"
-            raise ProbeError(
-                f"with other blocks {where} has {len(branches)} residual branches in place of {len(before)}: the model's "
-                "forward depends on which block it is in"
-            )
-        sources |= {b.index: Source(a.index, slot.new) for a, b in zip(before, branches, strict=True)}
-    missing = [".".join(c) for c, slot in origins.items() if c not in now and old.get((c[0], slot.key))]
-    if missing:
-        raise ProbeError(
-            f"{type(model).__name__} does not run its block '{missing[0]}': its forward does not go through all of "
-            f"{missing[0].rpartition('.')[0]!r}"
-        )
-    return [sources[b.index] for b in found.branches]
-
-
-def by_child(model: nn.Module, found: Anatomy, layout: Layout) -> dict[Child | None, list[Branch]]:
-    """The branches of each child of the containers in question; None: of no such child."""
-    groups: dict[Child | None, list[Branch]] = defaultdict(list)
-    for b in found.branches:
-        groups[next((c for c in ways_to(model, found, b) if c[0] in layout), None)].append(b)
-    return groups
-
-
-def holds(name: str, branch: Branch, found: Anatomy) -> bool:
-    """Whether a branch lies in the module of that name."""
-    adds = found.steps[branch.step].module
-    parts = [adds, *branch.modules]
-    return any(part == name or part.startswith(f"{name}.") for part in parts)
-
-
-def holding(model: nn.Module, found: Anatomy, container: str) -> bool:
-    return any(c == container for b in found.branches for c, _ in ways_to(model, found, b))
-
-
-def likenesses(old: nn.Module, new: nn.Module, origins: dict[Child, Slot]) -> list[tuple[nn.Parameter, nn.Parameter]]:
-    """Each parameter of a new block, with the old one that it is made like."""
-    pairs = []
-    for (container, key), slot in origins.items():
-        if slot.new:
-            like = dict(old.get_submodule(container)._modules[slot.key].named_parameters())  # type: ignore[union-attr]
-            made = new.get_submodule(container)._modules[key]
-            pairs += [(p, like[name]) for name, p in made.named_parameters()]  # type: ignore[union-attr]
-    return pairs

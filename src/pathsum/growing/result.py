@@ -40,8 +40,8 @@ class Growth:
         table = self.table()
         for new, face in ((False, PALETTE[0]), (True, "none")):
             part = table[table["new"] == new]
-            style = {"markerfacecolor": face, "markersize": 7, "color": PALETTE[0]}
-            ax.plot(part.index + 1, part["lam"], "o", label="new, at zero" if new else "old", **style)
+            label = "new, at zero" if new else "old"
+            ax.plot(part.index + 1, part["lam"], "o", label=label, color=PALETTE[0], markerfacecolor=face)
         ax.set(xlabel="residual branch", ylabel="λ", ylim=(min(0.0, 1.1 * table["lam"].min()), None))
         ax.legend()
         return ax

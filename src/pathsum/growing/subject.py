@@ -27,12 +27,19 @@ class Subject:
     """The net to be changed, taken apart: the model, its anatomy, its blocks, λ in force."""
 
     def __init__(
-        self, net: nn.Module, inputs: tuple, kwargs: dict[str, Any], container: str | Sequence[str] | None, output: Output
+        self,
+        net: nn.Module,
+        inputs: tuple,
+        kwargs: dict[str, Any],
+        container: str | Sequence[str] | None,
+        output: Output,
     ) -> None:
         if not isinstance(net, nn.Module):
             raise PathsumError(f"a torch.nn.Module is expected, got {type(net).__name__}")
         if next(tensors_in((inputs, kwargs)), None) is None:
-            raise DataError("give example inputs of the model after it: its blocks are found, and the result checked, on them")
+            raise DataError(
+                "give example inputs of the model after it: its blocks are found, and the result checked, on them"
+            )
         refuse_compiled(net)
         self.net, self.inputs, self.kwargs = net, inputs, kwargs
         self.knobs = net if isinstance(net, Knobs) else None
@@ -43,8 +50,8 @@ class Subject:
         self.blocks: list[Block] = blocks_of(self.model, self.anatomy, only)
         if not self.blocks:
             raise PathsumError(
-                f"{type(self.model).__name__} has no blocks: none of its {len(self.anatomy.branches)} residual branches "
-                "lies in a child of a ModuleList or Sequential"
+                f"{type(self.model).__name__} has no blocks: none of its {len(self.anatomy.branches)} residual "
+                "branches lies in a child of a ModuleList or Sequential"
             )
         if self.set_by_knobs:
             for b in self.anatomy.branches:

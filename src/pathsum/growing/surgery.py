@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from pathsum.growing.blocks import Child, join_path
 
 NUMBERED = re.compile(r"^(.*?)([0-9]+)$")
+INDICES = ("layer_idx", "layer_id")  # a layer's own number, in models of transformers
 COUNTS = ("num_hidden_layers", "num_layers", "n_layer")  # in the configuration of models of transformers
 
 
@@ -27,11 +28,12 @@ class Slot:
 Layout = Mapping[str, Sequence[Slot]]  # container -> its children
 
 
-def rearrange(model: nn.Module, layout: Layout) -> dict[Child, Slot]:
+def rearrange(model: nn.Module, layout: Layout, containers: Collection[str]) -> dict[Child, Slot]:
     """Give containers other children, in place; returns for each child of them what it came from.
 
     New ones are deep copies. Numbers at the end of names go up again from where they began; a layer's own number
-    (`layer_idx`) and the number of layers in the configuration follow.
+    (`layer_idx`) follows, and the number of layers in the configuration of a part whose blocks are all in one of the
+    `containers`.
     """
     origins: dict[Child, Slot] = {}
     for container, slots in layout.items():
@@ -40,7 +42,7 @@ def rearrange(model: nn.Module, layout: Layout) -> dict[Child, Slot]:
         children = [copy.deepcopy(old[s.key]) if s.new else old[s.key] for s in slots]
         keys = keys_of(list(old), slots)
         renumber(list(old.values()), children)
-        recount(model, list(old), slots)
+        recount(model, container, containers, list(old), slots)
         home._modules.clear()
         home._modules.update(zip(keys, children, strict=True))
         origins |= {(container, key): slot for key, slot in zip(keys, slots, strict=True)}
@@ -69,31 +71,46 @@ def keys_of(old: Sequence[str], slots: Sequence[Slot]) -> list[str]:
 
 
 def renumber(old: Sequence[nn.Module | None], children: Sequence[nn.Module | None]) -> None:
-    """Layers that know which of the container's children they are in (`layer_idx`, for caches) are told anew."""
-    for i, child in enumerate(old):
-        for module in child.modules() if child is not None else ():
-            if getattr(module, "layer_idx", i) != i:
-                return
-    for i, child in enumerate(children):
-        for module in child.modules() if child is not None else ():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = i  # type: ignore[assignment]
+    """Layers that know which of the container's children they are in (for caches) are told anew."""
+    for name in INDICES:
+        if any(number != i for i, number in numbers(old, name)):
+            continue
+        for i, child in enumerate(children):
+            for module in child.modules() if child is not None else ():
+                if isinstance(getattr(module, name, None), int):
+                    setattr(module, name, i)
 
 
-def recount(model: nn.Module, old: Sequence[str], slots: Sequence[Slot]) -> None:
-    """The configuration's number of layers, and its lists with an entry a layer, where it is plainly this container."""
-    config: Any = getattr(model, "config", None)
-    if config is None or isinstance(config, dict):
-        return
-    matched = [name for name in COUNTS if getattr(config, name, None) == len(old)]
-    if not matched:
-        return
-    position = {key: i for i, key in enumerate(old)}
-    for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == len(old) > 0 and name.startswith("layer"):
-            setattr(config, name, [value[position[s.key]] for s in slots])
-    for name in matched:
-        setattr(config, name, len(slots))
+def numbers(children: Sequence[nn.Module | None], name: str) -> list[tuple[int, int]]:
+    """The place of each child, with a number that a module in it goes by."""
+    return [
+        (i, getattr(module, name))
+        for i, child in enumerate(children)
+        for module in (child.modules() if child is not None else ())
+        if isinstance(getattr(module, name, None), int)
+    ]
+
+
+def recount(
+    model: nn.Module, container: str, containers: Collection[str], old: Sequence[str], slots: Sequence[Slot]
+) -> None:
+    """The number of layers in configurations, and their lists with an entry a layer, where it is this container's."""
+    names = container.split(".")
+    done: set[int] = set()
+    for depth in range(len(names)):
+        above = ".".join(names[:depth])
+        config: Any = getattr(model.get_submodule(above), "config", None)
+        others = any(c != container and (not above or c.startswith(f"{above}.")) for c in containers)
+        if config is None or isinstance(config, dict) or id(config) in done or others:
+            continue
+        done.add(id(config))
+        matched = [name for name in COUNTS if getattr(config, name, None) == len(old)]
+        position = {key: i for i, key in enumerate(old)}
+        for name, value in list(vars(config).items()) if matched else ():
+            if isinstance(value, list) and len(value) == len(old) > 0 and "layer" in name:
+                setattr(config, name, [value[position[s.key]] for s in slots])
+        for name in matched:
+            setattr(config, name, len(slots))
 
 
 def paths_of(origins: Mapping[Child, Slot], *, new: bool) -> list[str]:
