@@ -68,7 +68,7 @@ def grow(
     if new not in NEW:
         raise PathsumError(f"new={new!r}: give one of {', '.join(map(repr, NEW))}")
     subject = Subject(net, inputs, kwargs, container, output)
-    asked = places(subject.blocks, count_of(depth, insert, where, len(subject.blocks)), where)
+    asked = places(subject.blocks, count_of(depth, insert, where, len(subject.blocks)), where, zero=new == "zero")
     made = remake(subject, layout_with(subject, asked), new=new, lam=lam, seed=seed)
     error = subject.difference(made.net)
     if not error <= TOLERANCE.get(subject.dtype, 3e-2):

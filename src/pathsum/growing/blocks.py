@@ -31,14 +31,14 @@ class Block:
         """The stage it leaves its result on."""
         return self.branches[-1].stage
 
-    @property
-    def fault(self) -> str:
-        """Why a copy of it with zero branches cannot be the identity; "" where it can."""
+    def fault(self, *, zero: bool = False) -> str:
+        """Why zero last maps, or with `zero` all weights at zero, do not make a copy of it the identity."""
         for branch in self.branches:
             if not branch.identity:
                 return f"the shortcut of its branch {branch.name} is not the identity (it changes the shape)"
-            if not branch.ends:
-                return f"its branch {branch.name} does not end in a linear map of its own: {branch.stuck}"
+            if not branch.ends and not zero:
+                why = f"does not end in a linear map of its own: {branch.stuck} (new='zero' sets all weights to 0)"
+                return f"its branch {branch.name} {why}"
         return ""
 
 

@@ -42,7 +42,7 @@ def count_of(depth: int | None, insert: int | None, where: Where, now: int) -> i
     return asked[0]
 
 
-def places(blocks: Sequence[Block], count: int, where: Where) -> list[Place]:
+def places(blocks: Sequence[Block], count: int, where: Where, *, zero: bool = False) -> list[Place]:
     """The places of `count` new blocks, in the order the network runs.
 
     "end": after the last block. "interleaved": evenly among the blocks that can be copied, each after the one it is
@@ -50,31 +50,33 @@ def places(blocks: Sequence[Block], count: int, where: Where) -> list[Place]:
     each block named, as often as it is named.
     """
     if not isinstance(where, str):
-        return named_places(blocks, where)
+        return named_places(blocks, where, zero=zero)
     if where not in WORDS:
         raise PathsumError(f"where={where!r}: give {', '.join(map(repr, WORDS))}, or names of blocks to put one after")
     if where == "end":
-        return [Place(blocks[-1], pattern(blocks, blocks[-1]))] * count
+        return [Place(blocks[-1], pattern(blocks, blocks[-1], zero=zero))] * count
     if where == "interleaved":
-        good = [block for block in blocks if not block.fault]
+        good = [block for block in blocks if not block.fault(zero=zero)]
         if not good:
-            raise refusal(blocks[-1])
+            raise refusal(blocks[-1], zero=zero)
         shares = spread(count, len(good))
         return [Place(block, block) for block, share in zip(good, shares, strict=True) for _ in range(share)]
     ends = list({(block.container, block.stage): block for block in blocks}.values())
     shares = spread(count, len(ends))
     return [
-        Place(block, pattern(blocks, block)) for block, share in zip(ends, shares, strict=True) for _ in range(share)
+        Place(block, pattern(blocks, block, zero=zero))
+        for block, share in zip(ends, shares, strict=True)
+        for _ in range(share)
     ]
 
 
-def named_places(blocks: Sequence[Block], names: Sequence[str]) -> list[Place]:
+def named_places(blocks: Sequence[Block], names: Sequence[str], *, zero: bool) -> list[Place]:
     by_name = {block.name: block for block in blocks}
     for name in names:
         if name not in by_name:
             raise PathsumError(f"where names {name!r}, which is no block: the blocks are {', '.join(by_name)}")
     chosen = [(block, name) for block in blocks for name in names if name == block.name]
-    return [Place(block, pattern(blocks, block)) for block, _ in chosen]
+    return [Place(block, pattern(blocks, block, zero=zero)) for block, _ in chosen]
 
 
 def spread(count: int, over: int) -> list[int]:
@@ -86,21 +88,21 @@ def spread(count: int, over: int) -> list[int]:
     return [count * (i + 1) // over - count * i // over for i in range(over)]
 
 
-def pattern(blocks: Sequence[Block], near: Block) -> Block:
+def pattern(blocks: Sequence[Block], near: Block, *, zero: bool) -> Block:
     """The block a new one after `near` is made like: itself, else the nearest of its stage that can be copied."""
     at = blocks.index(near)
     alike = [
         (abs(i - at), i)
         for i, block in enumerate(blocks)
-        if (block.container, block.stage) == (near.container, near.stage) and not block.fault
+        if (block.container, block.stage) == (near.container, near.stage) and not block.fault(zero=zero)
     ]
     if not alike:
-        raise refusal(near)
+        raise refusal(near, zero=zero)
     return blocks[min(alike)[1]]
 
 
-def refusal(block: Block) -> PathsumError:
+def refusal(block: Block, *, zero: bool) -> PathsumError:
     return PathsumError(
-        f"no block can be added after '{block.name}': {block.fault}, so a copy of it is not the identity when its "
-        "branches are zero, and its stage has no other block; add to another stage with where=[NAME of a block]"
+        f"no block can be added after '{block.name}': {block.fault(zero=zero)}, so a copy of it is not the "
+        "identity, and its stage has no other block; add to another stage with where=[NAME of a block]"
     )

@@ -74,10 +74,6 @@ def draw_anywhere(layer: nn.Conv2d | nn.Linear, init: str, generator: torch.Gene
 def zero_ends(model: nn.Module, branches: Sequence[tuple[Branch, str]]) -> None:
     """Zero the last linear maps of branches, given with the block each is in."""
     for branch, block in branches:
-        if not branch.ends:
-            raise PathsumError(
-                f"branch {branch.name} of the new block '{block}' has no last linear map to set to zero: {branch.stuck}"
-            )
         for end in branch.ends:
             if not end.parameter.startswith(f"{block}."):
                 raise PathsumError(
