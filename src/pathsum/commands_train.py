@@ -18,6 +18,7 @@ from pathsum.errors import PathsumError
 from pathsum.nets.tower import ResidualTower
 from pathsum.runs import COMMAND, new_folder
 from pathsum.scaling import parse_rule
+from pathsum.starting import Start
 from pathsum.storage import write_atomic, write_json
 from pathsum.train import FitResult, TrainConfig, TrainOptions, check_fit, fit
 
@@ -48,10 +49,14 @@ class TrainCommand(TrainOptions):
       pathsum train --data cifar10:data/cifar10 --train-limit 10000 --depth 100 --scale "1/sqrt(n)" 1 --init he \\
           --steps 300 --out runs/deep
       pathsum train --norm none batch --lr 0.01 0.03 0.1 --epochs 5 --val-size 98
+      pathsum train --start runs/deeper --lr 0.01 --steps 300 --out runs/grown
     """
 
     out: Path = Path("runs/train")
     """Folder for the runs."""
+    start: Path | None = None
+    """Train this network on, a folder that pathsum wrote (train, grow), with the optimizer's memory if it is there;
+    depth, width and all else of the network are then its own."""
     data: str = "digits"
     """digits, or CIFAR-10: cifar10:PATH (parquet folder, or the official archive), or a hub id."""
     train_limit: int | None = None
@@ -85,7 +90,9 @@ class TrainCommand(TrainOptions):
         """Train everything, print and write the table; returns the exit code (interrupted: 128 + signal)."""
         from rich.console import Console
 
-        configs = list(self._configs())  # every option is checked before anything is loaded or written
+        start = None if self.start is None else Start.read(self.start, self)
+        # every option is checked before anything is loaded or written
+        configs = list(self._configs() if start is None else start.configs(self))
         if self.out.exists():  # refuse it now rather than after loading
             new_folder(self.out, resume_ok=self.resume)
         console = Console()
@@ -97,16 +104,18 @@ class TrainCommand(TrainOptions):
             test_limit=self.test_limit,
             seed=self.seed,
         )
-        console.print(f"{data!r} on {device}, depth {self.depth}, width {self.width}, {len(configs)} run(s)")
+        shown = self if start is None else start
+        console.print(f"{data!r} on {device}, depth {shown.depth}, width {shown.width}, {len(configs)} run(s)")
         results: list[dict[str, Any]] = []
         for name, options, config in configs:
-            model = self._build(data, options).to(device)
+            model = (self._build(data, options) if start is None else start.model()).to(device)
             if not results:
                 check_fit(model, data, config)  # before anything is written
                 out = new_folder(self.out, resume_ok=self.resume)
                 write_json(out / COMMAND, json.loads(json.dumps(asdict(self), default=str)))
-            result = fit(model, data, config, out=out / name, resume=self.resume)
-            results.append(self._row(name, options, config, result))
+            optimizer = None if start is None else start.optimizer(model, config)
+            result = fit(model, data, config, out=out / name, resume=self.resume, optimizer=optimizer)
+            results.append(self._row(name, options, config, result) | ({} if start is None else start.size))
             _write_csv(out / "results.csv", results)
             console.print(f"{name}: {result.status}{f' ({result.reason})' if result.reason else ''}")
             if result.status == "interrupted":
