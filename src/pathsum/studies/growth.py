@@ -116,6 +116,11 @@ class Plan:
     after: int
 
     @property
+    def budget(self) -> int:
+        """FLOPs of each arm, but for the rounding to steps."""
+        return self.deep * self.deep_step
+
+    @property
     def growth_at(self) -> int:
         """FLOPs spent when the tower grows."""
         return self.before * self.shallow_step

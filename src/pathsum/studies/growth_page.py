@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MARKER = "study.json"
+UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1.0, "FLOP"))
 NAMES = {"shallow": "shallow", "deep": "deep from scratch", "grown": "grown"}
 
 
@@ -78,29 +79,35 @@ def build(
 def about(study: GrowthStudy, plan: Plan) -> str:
     """What was trained, in words."""
     return (
-        f"Three ways to spend {plan.deep * plan.deep_step / 1e12:.3g} TFLOP on towers of width {study.width}, "
+        f"Three ways to spend {plan.budget / unit(plan)[0]:.3g} {unit(plan)[1]} on towers of width {study.width}, "
         f"λ = {study.scale}: {plan.deep:,} steps of {study.deep} blocks from scratch; {plan.shallow:,} steps of "
         f"{study.shallow} blocks; or {plan.before:,} steps of {study.shallow} blocks, then new blocks with a last "
         f"layer of zeros ({study.new}, {study.where}), then {plan.after:,} steps of {study.deep}, momentum carried "
-        f"over. SGD with momentum 0.9, rate {study.lr:g}, {study.batch_size} images a step, {len(study.seeds)} seeds. A step is "
-        "counted forward and backward, stem and decoder included."
+        f"over. SGD with momentum 0.9, rate {study.lr:g}, {study.batch_size} images a step, {len(study.seeds)} seeds. "
+        "A step is counted forward and backward, stem and decoder included."
     )
+
+
+def unit(plan: Plan) -> tuple[float, str]:
+    """In what to count the FLOPs of a study."""
+    return next((size, name) for size, name in UNITS if plan.budget >= size)
 
 
 def draw(table: pd.DataFrame, plan: Plan, loss: Axes, accuracy: Axes) -> None:
     """Loss and accuracy against FLOPs."""
+    size, name = unit(plan)
     for arm, color in zip(ARMS, figures.PALETTE, strict=False):
         part = table[table["arm"] == arm]
         if not len(part):
             continue
         for ax, column, factor in ((loss, "test_loss", 1.0), (accuracy, "test_accuracy", 100.0)):
             for _, one in part.groupby("seed"):
-                ax.plot(one["flops"] / 1e12, factor * one[column].astype(float), color=color, lw=0.6, alpha=0.5)
+                ax.plot(one["flops"] / size, factor * one[column].astype(float), color=color, lw=0.6, alpha=0.5)
             mean = part.groupby(["flops"])[column].mean()
-            ax.plot(mean.index / 1e12, factor * mean, color=color, label=NAMES[arm])
+            ax.plot(mean.index / size, factor * mean, color=color, label=NAMES[arm])
     for ax in (loss, accuracy):
-        ax.axvline(plan.growth_at / 1e12, color=figures.INK, ls="--", lw=1, label="growth")
-        ax.set_xlabel("TFLOP, forward and backward")
+        ax.axvline(plan.growth_at / size, color=figures.INK, ls="--", lw=1, label="growth")
+        ax.set_xlabel(f"{name}, forward and backward")
     loss.set_ylabel("test loss (nats)")
     accuracy.set(ylabel="test accuracy (%)", ylim=(0, 102))
     figures.log_axis(loss.yaxis)
