@@ -36,7 +36,7 @@ class GrowthStudy:
     """Test on a random subset of so many images."""
     shallow: int = 4
     """Blocks before growth, two convolutions each."""
-    deep: int = 16
+    deep: int = 12
     """Blocks after it, and of the tower trained from scratch."""
     width: int = 16
     """Channels."""
@@ -44,23 +44,23 @@ class GrowthStudy:
     """Rule for λ."""
     norm: Literal["none", "batch"] = "none"
     """Batch norm in the branches, or none."""
-    init: Literal["lecun", "he", "torch"] = "he"
+    init: Literal["lecun", "he", "torch"] = "lecun"
     """Initialization of the weights."""
     where: Literal["end", "interleaved"] = "interleaved"
     """Where new blocks go."""
     new: Literal["fresh", "zero_last", "zero"] = "fresh"
     """How new blocks start: see pathsum grow."""
-    steps: int = 800
+    steps: int = 240
     """Steps of the deep tower from scratch; the others take as many as cost the same."""
     share: float = 0.25
     """Share of the FLOPs that is spent before growth."""
-    lr: float = 0.03
+    lr: float = 0.01
     """Learning rate of all."""
     batch_size: int = 64
     """Images in a batch."""
     augment: bool = False
     """Random crops, and mirrored images where the data allow it."""
-    evaluations: int = 40
+    evaluations: int = 24
     """Evaluations of a run."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of initialization and order of the data."""
@@ -220,6 +220,6 @@ PRESETS: dict[Preset, GrowthStudy] = {
     "smoke": GrowthStudy(shallow=2, deep=6, width=8, steps=100, evaluations=20, seeds=(0, 1), test_limit=300),
     # A GPU's worth of work, or a night of two cores; data must be given.
     "cifar10": GrowthStudy(
-        data="", train_limit=None, shallow=8, deep=32, width=64, steps=20_000, augment=True, evaluations=40, lr=0.03
+        data="", train_limit=None, shallow=8, deep=32, width=64, steps=20_000, augment=True, evaluations=40
     ),
 }

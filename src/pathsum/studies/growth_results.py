@@ -56,8 +56,8 @@ def arms(study: GrowthStudy, table: pd.DataFrame) -> pd.DataFrame:
                 "runs": len(last),
                 "TFLOP": last["flops"].mean() / 1e12,
                 "final test loss": last["test_loss"].mean(),
-                "final accuracy (%)": 100 * last["test_accuracy"].mean(),
-                "standard error": 100 * last["test_accuracy"].sem(),
+                "final accuracy (%)": (100 * last["test_accuracy"].astype(float)).mean(),
+                "standard error": (100 * last["test_accuracy"].astype(float)).sem(),
             }
         )
     return pd.DataFrame(found)
