@@ -244,8 +244,8 @@ def read(command: type[Any], default: Any, prog: str, args: Sequence[str]) -> An
 
 
 STUDIES: dict[str, tuple[Callable[[Sequence[str]], Runnable], str]] = {
-    "growth": (parse_growth, "is a net that was grown as good as a deep one from scratch, at equal FLOPs?"),
     "table1": (parse_table1, "does λ = 1/√n replace batch normalization at depth 10, 100, 1000?"),
+    "growth": (parse_growth, "is a net that was grown as good as a deep one from scratch, at equal FLOPs?"),
 }
 
 
