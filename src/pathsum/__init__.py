@@ -8,6 +8,7 @@ from .coefficients import Space
 from .complexity import GeometricComplexity, geometric_complexity
 from .errors import PathsumError
 from .expansion import Expansion, Verdict, expand
+from .grow import Growth, grow
 from .jets import jet
 from .knobs import Knobs, knobs
 from .nets import ResidualMLP, ResidualTower, affine_base
@@ -15,6 +16,7 @@ from .paths import path_counts, path_energy
 from .rules import register_rule
 from .scaling import Rule, parse_rule, rescale
 from .series import Series
+from .shrink import Shrinkage, shrink
 from .sites import Anatomy, Branch, Unit
 from .spectrum import Spectrum, spectrum
 from .train import FitResult, TrainConfig, fit
@@ -33,6 +35,11 @@ __all__ = [  # noqa: RUF022  (grouped by what one does with the knobs)
     "rescale",
     "parse_rule",
     "Rule",
+    # λ at zero: other depths
+    "grow",
+    "Growth",
+    "shrink",
+    "Shrinkage",
     # λ as a formal variable
     "expand",
     "Expansion",

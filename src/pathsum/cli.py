@@ -39,6 +39,7 @@ COMMANDS = {
         RESUME,
     ),
     "train": Command("pathsum.commands_train:TrainCommand", "train residual towers on images", RESUME),
+    "grow": Command("pathsum.commands_grow:GrowCommand", "make a trained tower deeper, with the same outputs"),
     "inspect": Command(
         "pathsum.inspect:InspectCommand",
         "explain a trained network by its paths: branches, orders, path lengths, a page",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pathsum.errors import PathsumError
+from pathsum.studies.growth_command import parse_growth
 from pathsum.studies.table1 import HOW, Preset, Table1, preset
 
 if TYPE_CHECKING:
@@ -251,6 +252,7 @@ def read(command: type[Any], default: Any, prog: str, args: Sequence[str]) -> An
 
 STUDIES: dict[str, tuple[Callable[[Sequence[str]], Runnable], str]] = {
     "table1": (parse_table1, "does λ = 1/√n replace batch normalization at depth 10, 100, 1000?"),
+    "growth": (parse_growth, "is a net that was grown as good as a deep one from scratch, at equal FLOPs?"),
 }
 
 

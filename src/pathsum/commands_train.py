@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,12 @@ from pathsum.data import Dataset, load
 from pathsum.errors import PathsumError
 from pathsum.runs import COMMAND, ROWS, new_folder, read_rows
 from pathsum.scaling import parse_rule
+from pathsum.starting import Start
 from pathsum.storage import write_atomic, write_json
 from pathsum.store import FINISHED, RunConfig, Store
 from pathsum.sweep import sweep
 from pathsum.sweeping.work import default_device
-from pathsum.train import TrainConfig, TrainOptions, check_fit
+from pathsum.train import TrainConfig, TrainOptions, check_fit, fit
 from pathsum.training.result import best
 
 COLUMNS = {  # of results.csv: heading in the table
@@ -52,10 +53,14 @@ class TrainCommand(TrainOptions):
       pathsum train --data cifar10:data/cifar10 --train-limit 10000 --depth 100 --scale "1/sqrt(n)" 1 --init he \\
           --steps 300 --out runs/deep
       pathsum train --norm none batch --lr 0.01 0.03 0.1 --epochs 5 --val-size 98
+      pathsum train --start runs/deeper --lr 0.01 --steps 300 --out runs/grown
     """
 
     out: Path = Path("runs/train")
     """Folder for the runs."""
+    start: Path | None = None
+    """Train this network on, a folder that pathsum wrote (train, grow), with the optimizer's memory if it is there;
+    depth, width and all else of the network are then its own."""
     data: str = "digits"
     """digits, or CIFAR-10: cifar10:PATH (parquet folder, or the official archive), or a hub id."""
     train_limit: int | None = None
@@ -93,42 +98,74 @@ class TrainCommand(TrainOptions):
         """Train everything, print and write the table; returns the exit code (interrupted: 128 + signal)."""
         from rich.console import Console
 
+        if self.start is not None:
+            return self._go_on(Start.read(self.start, self))
         asked = list(self._asked())  # every option is checked before anything is loaded or written
-        if self.out.exists():  # refuse it now rather than after loading
-            new_folder(self.out, resume_ok=self.resume)
-        console = Console()
-        device = self.device or default_device()
-        data = load(
-            self.data,
-            device=device,
-            train_limit=self.train_limit,
-            test_limit=self.test_limit,
-            seed=self.seed,
-        )
+        console, device, data = Console(), self.device or default_device(), self._data()
         console.print(f"{data!r} on {device}, depth {self.depth}, width {self.width}, {len(asked)} run(s)")
         configs = [self._config(name, options, train, data) for name, options, train in asked]
         check_fit(configs[0].build(data).to(device), data, configs[0].train)  # before anything is written
         del data  # every worker loads its own
-        out = new_folder(self.out, resume_ok=self.resume)
-        write_json(out / COMMAND, json.loads(json.dumps(asdict(self), default=str)))
+        out = self._begin()
         store = Store(out)
         workers = self.workers or (None if device == "cpu" else 1)
         try:
             trained = sweep(configs, store, workers=workers, stack=self.stack, device=device, retry=True)
         except KeyboardInterrupt as error:
-            self._show(console, configs, store)
+            self._show(console, [self._row(config, store) for config in configs])
             console.print("Interrupted; the same command continues.")
             return 128 + (signal.SIGTERM if "SIGTERM" in error.args else signal.SIGINT)
-        self._show(console, configs, store)
+        self._show(console, [self._row(config, store) for config in configs])
         console.print(f"{len(configs)} run(s) in {out}, table in {out / 'results.csv'}", soft_wrap=True)
         trained.refuse_failed()
         return 0
 
-    def _show(self, console: Any, configs: Sequence[RunConfig], store: Store) -> None:
+    def _data(self) -> Dataset:
+        """The images, after a look at the output folder."""
+        if self.out.exists():  # refuse it now rather than after loading
+            new_folder(self.out, resume_ok=self.resume)
+        return load(
+            self.data,
+            device=self.device or default_device(),
+            train_limit=self.train_limit,
+            test_limit=self.test_limit,
+            seed=self.seed,
+        )
+
+    def _begin(self) -> Path:
+        """The output folder, with these options in it."""
+        out = new_folder(self.out, resume_ok=self.resume)
+        write_json(out / COMMAND, json.loads(json.dumps(asdict(self), default=str)))
+        return out
+
+    def _go_on(self, start: Start) -> int:
+        """Train a network there is, here, at one rate after the other."""
+        from rich.console import Console
+
+        asked = list(start.configs(self))
+        console, data = Console(), self._data()
+        console.print(f"{data!r}, depth {start.depth}, width {start.width}, {len(asked)} run(s)")
+        results: list[dict[str, Any]] = []
+        for name, options, config in asked:
+            model = start.model().to(self.device or default_device())
+            check_fit(model, data, config)  # before anything is written
+            out = self._begin()
+            result = fit(
+                model, data, config, out=out / name, resume=self.resume, optimizer=start.optimizer(model, config)
+            )
+            row = self._line(options, config, str(result.status), {key: getattr(result, key) for key in RESULTS}, name)
+            results.append(row | start.size)
+            self._show(console, results)
+            if result.status == "interrupted":
+                console.print("Interrupted; the same command continues.")
+                return 128 + signal.Signals[result.reason]
+        console.print(f"{len(results)} run(s) in {out}, table in {out / 'results.csv'}", soft_wrap=True)
+        return 0
+
+    def _show(self, console: Any, results: list[dict[str, Any]]) -> None:
         """Print and write the table."""
         import pandas as pd
 
-        results = [self._row(config, store) for config in configs]
         write_atomic(self.out / "results.csv", pd.DataFrame(results).to_csv(index=False))
         console.print(_table(results))
 
@@ -181,17 +218,22 @@ class TrainCommand(TrainOptions):
         }
         status = store.state(config)
         summary = store.summary(config) if status in FINISHED else unfinished
+        return self._line(config.model, config.train, status, summary, config.folder)
+
+    def _line(
+        self, model: Mapping[str, Any], train: TrainConfig, status: str, summary: Mapping[str, Any], folder: str
+    ) -> dict[str, Any]:
         return {
-            "scale": config.model["scale"],
-            "norm": config.model["norm"] or "none",
-            "init": config.model["init"],
-            "lr": config.train.lr,
+            "scale": model["scale"],
+            "norm": model["norm"] or "none",
+            "init": model["init"],
+            "lr": train.lr,
             "depth": self.depth,
             "width": self.width,
             "seed": self.seed,
             "status": status,
             **{name: summary.get(name) for name in RESULTS},
-            "folder": config.folder,
+            "folder": folder,
         }
 
 

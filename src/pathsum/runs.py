@@ -26,6 +26,7 @@ from pathsum.storage import finite, read_json, read_tensors, write_atomic, write
 
 CONFIG, ROWS, CHECKPOINT, DONE = "config.json", "rows.jsonl", "checkpoint.safetensors", "done.json"
 MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"  # its memory at the end, where the run was given one to go on with
 REQUEST = "request"  # in the configuration: what a sweep asked for, before data and model were at hand
 COMMAND = "command.json"  # beside several runs: the command that asked for them
 
@@ -54,7 +55,7 @@ def save_model(path: str | Path, model: nn.Module, extra: Mapping[str, Any] | No
     return weights
 
 
-def _find_weights(path: Path) -> Path:
+def find_weights(path: Path) -> Path:
     """The weights file of a model folder, of the only model below a folder, or `path` itself."""
     if path.suffix in {".safetensors", ".json"}:
         return path.with_suffix(".safetensors")
@@ -76,25 +77,29 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 
     Raises `CheckpointError` where files are missing, damaged, or of another network than the JSON says.
     """
-    weights = _find_weights(Path(path))
+    weights = find_weights(Path(path))
     record = read_json(weights.with_suffix(".json"))
+    model = build(record.get("class"), record.get("config"), weights.with_suffix(".json"), weights)
+    load_weights(model, weights)
+    return model.eval(), record
+
+
+def build(name: Any, config: Any, path: Path, weights: Path | None = None) -> nn.Module:
+    """The network of a class and configuration as `path` records them; raises `CheckpointError`."""
     from pathsum.nets.mlp import ResidualMLP
     from pathsum.nets.tower import ResidualTower
 
     known: dict[str, type[nn.Module]] = {"ResidualTower": ResidualTower, "ResidualMLP": ResidualMLP}
-    name, config = record.get("class"), record.get("config")
     if name not in known or not isinstance(config, dict):
         raise CheckpointError(
-            f"{weights.with_suffix('.json')}: cannot rebuild class {name!r}, expected one of "
-            f"{', '.join(known)} with its config; build the model yourself and use --weights {weights}"
+            f"{path}: cannot rebuild class {name!r}, expected one of {', '.join(known)} with its config"
+            + (f"; build the model yourself and use --weights {weights}" if weights is not None else "")
         )
     try:
-        model = known[name](**config)
+        return known[name](**config)
     except (TypeError, ValueError, PathsumError) as error:
         why = " ".join(str(error).split())
-        raise CheckpointError(f"{weights.with_suffix('.json')}: cannot build {name} ({why})") from None
-    load_weights(model, weights)
-    return model.eval(), record
+        raise CheckpointError(f"{path}: cannot build {name} ({why})") from None
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from pathsum.data import Dataset
@@ -22,6 +23,7 @@ from pathsum.training.opening import check_fit, check_out, open_folder
 from pathsum.training.options import TrainConfig, TrainOptions
 from pathsum.training.result import WALL_CLOCK, FitResult, Status
 from pathsum.training.stacked import fit_stack, stack_key
+from pathsum.training.state import adopt
 
 __all__ = [
     "WALL_CLOCK",
@@ -44,6 +46,7 @@ def fit(
     *,
     out: str | Path | None = None,
     resume: bool = True,
+    optimizer: torch.optim.Optimizer | None = None,
     progress: bool | None = None,
 ) -> FitResult:
     """Train `model` in place on `data`: cross-entropy, a constant learning rate, evaluations as it goes.
@@ -54,6 +57,9 @@ def fit(
     recorded. Divergence and freezing (`pathsum.training.monitor`) end a run early; they are results, not
     errors. Global random state, thread count, signal handlers and the model's mode are as before afterwards.
 
+    An `optimizer` on the model, of the class that `config` asks for (as `grow` gives one), lends its memory: the run
+    begins with it and leaves its own there; rates and decays are those of `config`.
+
     Raises `CheckpointError` (the folder's run has another configuration), `OutputError` (folder not empty or
     not writable, disk full; the last checkpoint stays good), `DataError` (model and data do not fit).
     """
@@ -63,7 +69,7 @@ def fit(
     with ExitStack() as stack:
         folder = None
         if out is not None:
-            folder, result = open_folder(stack, model, data, config, out, resume=resume)
+            folder, result = open_folder(stack, model, data, config, out, resume=resume, optimizer=optimizer)
             if result is not None:
                 return result
         signals: list[int] = stack.enter_context(interruptible()) if folder is not None else []
@@ -72,6 +78,9 @@ def fit(
         stack.enter_context(private_randomness(config.seed, device))
         stack.enter_context(mode(model, training=True))
         stack.enter_context(channels_last(model, device, config.precision))
-        training = Training(model, data, config, device, folder, signals)
+        training = Training(model, data, config, device, folder, signals, optimizer)
         stack.callback(training.close)
-        return training.run(progress)
+        result = training.run(progress)
+        if optimizer is not None:
+            adopt(optimizer, training.record.optimizer)
+        return result

@@ -29,13 +29,14 @@ class Training:
         device: torch.device,
         out: Path | None,
         signals: list[int],
+        optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
         self.model, self.data, self.config, self.device, self.signals = model, data, config, device, signals
         self.dtype = placement(model)[1]
         rest, held_out = data.train.split(config.val_size, config.seed) if config.val_size else (data.train, None)
         self.train, self.test = to_device(rest, device), to_device(data.test, device)
         self.val = None if held_out is None else to_device(held_out, device)
-        self.record = Record(model, data, config, generators(device), out)
+        self.record = Record(model, data, config, generators(device), out, optimizer)
         self.pending: list[Tensor] = []  # losses still on the device
         self.probe: Tensor | None = None  # gradient norms, and whether a weight moved, likewise
 

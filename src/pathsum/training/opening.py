@@ -15,8 +15,9 @@ from pathsum.errors import DataError, PathsumError
 from pathsum.storage import locked, read_json
 from pathsum.training.evaluation import evaluate
 from pathsum.training.options import FREE, TrainConfig
-from pathsum.training.record import describe
+from pathsum.training.record import describe, make_optimizer
 from pathsum.training.result import FitResult
+from pathsum.training.state import adopt, load_memory
 
 
 def check_fit(model: nn.Module, data: Dataset, config: TrainConfig) -> None:
@@ -49,19 +50,30 @@ def check_out(config: TrainConfig, out: str | Path | None) -> None:
 
 
 def open_folder(
-    held: ExitStack, model: nn.Module, data: Dataset, config: TrainConfig, out: str | Path, *, resume: bool
+    held: ExitStack,
+    model: nn.Module,
+    data: Dataset,
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> tuple[Path, FitResult | None]:
     """Start or take up the run in the folder `out`, locked while `held` lasts; its result where it is finished."""
     free = [f"train.{name}" for name in FREE]
     folder = runs.open_run(out, describe(model, data, config), resume=resume, free=free)
     held.enter_context(locked(folder))
-    return folder, _recorded(folder, model) if (folder / runs.DONE).is_file() else None
+    return folder, _recorded(folder, model, config, optimizer) if (folder / runs.DONE).is_file() else None
 
 
-def _recorded(out: Path, model: nn.Module) -> FitResult:
-    """The result of a finished run, its weights put into `model` where they were kept."""
+def _recorded(out: Path, model: nn.Module, config: TrainConfig, optimizer: torch.optim.Optimizer | None) -> FitResult:
+    """The result of a finished run, its weights put into `model` where they were kept, its memory into `optimizer`."""
     summary = read_json(out / runs.DONE)
     if (out / runs.MODEL).is_file():
         runs.load_weights(model, out / runs.MODEL)
+        if optimizer is not None:
+            remembered = make_optimizer([p for p in model.parameters() if p.requires_grad], config)
+            load_memory(out / runs.OPTIMIZER, remembered)
+            adopt(optimizer, remembered)
     numbers = {k: math.nan if summary[k] is None else summary[k] for k in ("initial_loss", "final_loss")}
     return FitResult(rows=runs.read_rows(out / runs.ROWS), **{**summary, **numbers})

@@ -20,7 +20,7 @@ from pathsum.storage import finite, read_tensors, write_json, write_tensors
 from pathsum.training.monitor import CHECK, Monitor
 from pathsum.training.options import TrainConfig
 from pathsum.training.result import FitResult, best
-from pathsum.training.state import pack, unpack
+from pathsum.training.state import adopt, pack, save_memory, unpack
 
 CHECKPOINT_SECONDS = 30.0  # between checkpoints, where no number of steps is asked for
 
@@ -56,7 +56,9 @@ class Record:
         config: TrainConfig,
         generators: list[torch.Generator],
         out: Path | None,
+        given: torch.optim.Optimizer | None = None,
     ) -> None:
+        self.given = given
         self.model, self.data, self.config, self.generators, self.out = model, data, config, generators, out
         self.per_epoch = (len(data.train) - config.val_size) // config.batch_size
         self.num_steps = config.num_steps(self.per_epoch)
@@ -67,6 +69,8 @@ class Record:
         if not any(self.judged):
             self.judged = [True] * len(self.parameters)
         self.optimizer = make_optimizer(self.parameters, config)
+        if given is not None:
+            adopt(self.optimizer, given)
         self.monitor = Monitor(config.divergence_window, config.frozen_window, config.frozen_tolerance)
         self.grad_norm: float | None = None
         self.step, self.spent, self.began = 0, 0.0, time.monotonic()
@@ -209,6 +213,8 @@ class Record:
             described = describe(self.model, self.data, self.config)
             extra = {"data": described["data"], "train": described["train"], "summary": summary}
             runs.save_model(self.out, self.model, extra)
+            if self.given is not None:
+                save_memory(self.out / runs.OPTIMIZER, self.optimizer)
         if self.log is not None:
             self.log.sync()
         write_json(self.out / runs.DONE, summary)
