@@ -10,6 +10,7 @@ from .expansion import Expansion, Verdict, expand
 from .jets import jet
 from .knobs import Knobs, knobs
 from .nets import ResidualMLP, ResidualTower, affine_base
+from .observe import LightningObserver, Observer, TrainerObserver
 from .paths import path_counts, path_energy
 from .rules import register_rule
 from .scaling import Rule, parse_rule, rescale
@@ -52,5 +53,8 @@ __all__ = [  # noqa: RUF022  (grouped by what one does with the knobs)
     "fit",
     "FitResult",
     "TrainConfig",
+    "Observer",
+    "LightningObserver",
+    "TrainerObserver",
     "PathsumError",
 ]

@@ -64,4 +64,5 @@ def _recorded(out: Path, model: nn.Module) -> FitResult:
     if (out / runs.MODEL).is_file():
         runs.load_weights(model, out / runs.MODEL)
     numbers = {k: math.nan if summary[k] is None else summary[k] for k in ("initial_loss", "final_loss")}
-    return FitResult(rows=runs.read_rows(out / runs.ROWS), **{**summary, **numbers})
+    rows, observations = (runs.read_rows(out / name) for name in (runs.ROWS, runs.OBSERVATIONS))
+    return FitResult(rows=rows, observations=observations, **{**summary, **numbers})
