@@ -1,8 +1,9 @@
 """Run folders: configuration, rows, checkpoints and models that survive a kill at any moment.
 
-A run folder holds `config.json` (what was asked, and where it ran), `rows.jsonl` (one line per evaluation), `observations.jsonl` (one line per observation, where any was asked for),
-`checkpoint.safetensors` (everything needed to continue bitwise), and at the end `model.safetensors` with
-`model.json`, and `done.json`. Every file but the rows is written under another name, synced and renamed.
+A run folder holds `config.json` (what was asked, and where it ran), `rows.jsonl` (one line per evaluation),
+`observations.jsonl` (one line per observation, where any was asked for), `checkpoint.safetensors` (everything needed to
+continue bitwise), and at the end `model.safetensors` with `model.json`, and `done.json`. Every file but the lines is
+written under another name, synced and renamed.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class TrainOptions:
     precision: Precision = "fp32"
     """Arithmetic of convolutions and matrix products: fp32, tf32 (on GPUs), or bf16 by autocast; weights stay fp32."""
     observe: tuple[Measured, ...] = ()
-    """Record in observations.jsonl, on a fixed probe set: geometric complexity, path lengths, orders in λ, λ, gradients."""
+    """Record of the network on a fixed probe set: geometric complexity, path lengths, orders in λ, λ, gradients."""
     observe_every: int | None = None
     """Steps between observations; by default so many that they should take less than a tenth of the time."""
     observe_size: int = 64
@@ -71,7 +71,8 @@ class TrainOptions:
             raise PathsumError(f"steps={self.steps} and epochs={self.epochs}: give one of them, not both")
         least = {
             "steps": 1, "batch_size": 1, "val_size": 0, "eval_every": 1, "eval_batch_size": 1,
-            "divergence_window": 2, "frozen_window": 1, "checkpoint_every": 1, "threads": 1, "crop_pad": 0, "observe_every": 1, "observe_size": 1,
+            "divergence_window": 2, "frozen_window": 1, "checkpoint_every": 1, "threads": 1, "crop_pad": 0,
+            "observe_every": 1, "observe_size": 1,
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
