@@ -489,7 +489,7 @@ def test_studies_are_listed(capsys):
 
 
 def test_unknown_studies_and_presets(capsys):
-    with pytest.raises(PathsumError, match=r"'tabel1' is not a study, which are table1; did you mean 'table1'\?"):
+    with pytest.raises(PathsumError, match=r"'tabel1' is not a study, which are table1, figure1, figure2; did you mean 'table1'\?"):
         StudyCommand.parse(["tabel1"])
     with pytest.raises(PathsumError, match="'pathsum study' lists them"):
         StudyCommand.parse(["zzz"])

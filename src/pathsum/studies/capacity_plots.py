@@ -76,7 +76,7 @@ def failures(ax: Axes, point: Point, curves: pd.DataFrame) -> None:
 
 
 def figure2(points: Sequence[Point], choices: Sequence[Choice], folder: Path | None, name: str = "figure2") -> str:
-    """Maximum accuracy, and complexity there, against λ: a mark a λ with its standard error; what failed at the foot."""
+    """Maximum accuracy, and complexity there, against λ: means with standard errors; what failed at the foot."""
 
     def plot(*axes: Any) -> None:
         for ax, value in zip(axes, ("accuracy", "complexity"), strict=True):

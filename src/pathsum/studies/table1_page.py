@@ -27,8 +27,8 @@ def write(study: Table1, evidence: Evidence, out: Path) -> list[Check]:
     write_atomic(out / "table1.md", markdown(table) + "\n" + markdown(check_grid(verdicts)))
     write_atomic(out / "table1.tex", latex(table, "tab:depth"))
     frames = {"table1": cell_lines(evidence), "runs": run_lines(evidence), "rows": row_lines(evidence)}
-    for name, frame in {**frames, "checks": check_frame(verdicts)}.items():
-        write_atomic(out / f"{name}.csv", frame.to_csv(index=False))
+    for name, lines in {**frames, "checks": check_frame(verdicts)}.items():
+        write_atomic(out / f"{name}.csv", lines.to_csv(index=False))
     write_atomic(out / "report.html", build(study, evidence, verdicts, out / "figures"))
     return verdicts
 
