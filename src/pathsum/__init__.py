@@ -5,6 +5,7 @@ Every residual branch carries λ, every nonlinear unit carries α; everything he
 
 from .anatomy import anatomy
 from .coefficients import Space
+from .complexity import GeometricComplexity, geometric_complexity
 from .errors import PathsumError
 from .expansion import Expansion, Verdict, expand
 from .jets import jet
@@ -43,6 +44,9 @@ __all__ = [  # noqa: RUF022  (grouped by what one does with the knobs)
     "Series",
     "Space",
     "register_rule",
+    # how much the output changes with the input
+    "geometric_complexity",
+    "GeometricComplexity",
     # counting paths
     "path_counts",
     "path_energy",

@@ -13,7 +13,7 @@ DELAY = 1.0  # seconds before a bar appears: short work stays silent
 
 
 @contextmanager
-def bar(description: str, total: int, *, show: bool | None = None) -> Iterator[Callable[..., None]]:
+def bar(description: str, total: int | None, *, show: bool | None = None) -> Iterator[Callable[..., None]]:
     """Yield `update(n=1, **fields)`; `show` None means on a terminal only. Fields print behind the bar."""
     if show is False or (show is None and not sys.stderr.isatty()):
         yield lambda n=1, **fields: None
