@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathsum.care import untouched
+from pathsum.complexity import geometric_complexity
 from pathsum.errors import DataError, PathsumError
 from pathsum.expansion import expand
 from pathsum.groups import own_parameters
@@ -28,21 +29,22 @@ from pathsum.training.contexts import mode
 
 Measure = Callable[[Knobs, Probe], Mapping[str, Any]]
 Loss = Callable[[Tensor, Tensor], Tensor]
+MOST_OUTPUTS = 100  # for a backward pass each
 ORDER = 4  # orders in λ that "orders" goes to
 
 
 def complexity(net: Knobs, probe: Probe) -> dict[str, Any]:
-    """`complexity`: the geometric complexity mean_x ‖∂f/∂x‖_F² of the output (Appendix B), exact."""
-    from pathsum.complexity import geometric_complexity
+    """`complexity`: the geometric complexity mean_x ‖∂f/∂x‖_F² of the output (Appendix B).
 
-    def f(x: Tensor) -> Tensor:
-        given = probe.with_x(x)
-        return net.pick(net.model(*given.inputs, **given.kwargs))
-
-    if not probe.x.is_floating_point():
-        raise DataError("geometric complexity is a derivative in the input, and the probe's is whole numbers")
+    Exact up to `MOST_OUTPUTS` outputs a sample; else by the same few random probes every time, and then with
+    `complexity_error`, the standard error of their chance.
+    """
+    outputs = net.pick(net.model(*probe.inputs, **probe.kwargs))[0].numel()
     with torch.enable_grad():
-        return {"complexity": float(geometric_complexity(f, probe.x, method="exact").value)}
+        if outputs <= MOST_OUTPUTS:
+            return {"complexity": geometric_complexity(net, probe.batches(), progress=False).value}
+        found = geometric_complexity(net, probe.batches(), method="hutchinson", progress=False)
+    return {"complexity": found.value, "complexity_error": found.probe_stderr}
 
 
 def lengths(net: Knobs, probe: Probe) -> dict[str, Any]:
@@ -98,7 +100,7 @@ class Instruments:
     """Measures, ready to be read off one model; its knobs are made at the first reading.
 
     measures: names, or functions `(net, probe) -> {name: number or list}`; None takes all that model and probe allow
-    (`complexity` needs inputs that are real numbers, `gradient` labels, the others residual joins).
+    (`complexity` where the input is real numbers, `gradient` where there are labels, the others where there are joins).
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class Instruments:
     def able(self, net: Knobs) -> list[Measure]:
         """The measures that apply."""
         able = {
-            "complexity": bool(self.probe.inputs) and self.probe.x.is_floating_point(),
+            "complexity": self.probe.x.is_floating_point(),
             "gradient": self.probe.labels is not None,
         }
         return [measure for name, measure in MEASURES.items() if able.get(name, bool(net.branches))]

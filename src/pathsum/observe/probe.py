@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ class Probe:
 
     @property
     def x(self) -> Tensor:
-        """The first tensor: what a derivative in the input is taken in."""
+        """The first tensor, with the batch first."""
         return next(tensors_in((self.inputs, self.kwargs)))
 
     def __len__(self) -> int:
@@ -58,11 +58,11 @@ class Probe:
     def __repr__(self) -> str:
         return f"Probe({len(self)} samples{'' if self.labels is None else ' with labels'})"
 
-    def with_x(self, x: Tensor) -> Probe:
-        """The same with another first input. Raises `DataError` where that is not the first positional one."""
-        if not self.inputs or not isinstance(self.inputs[0], Tensor):
-            raise DataError("the probe's inputs are keywords; give the one to be varied as first positional input")
-        return replace(self, inputs=(x, *self.inputs[1:]))
+    def batches(self) -> list[Any]:
+        """The probe as the one batch of a data set. Raises `DataError` where it has several positional inputs."""
+        if len(self.inputs) > 1 or (self.inputs and self.kwargs):
+            raise DataError("geometric complexity is in one input; give the probe as a tensor, or by keywords alone")
+        return [self.inputs[0] if self.inputs else self.kwargs]
 
     def to(self, device: torch.device) -> Probe:
         """The same on another device."""

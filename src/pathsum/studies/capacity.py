@@ -147,6 +147,7 @@ PRESETS: dict[Preset, Capacity] = {
         test_limit=200,
         depth=4,
         width=8,
+        lr=0.1,
         seeds=(0, 1),
         steps=120,
         batch_size=32,

@@ -171,13 +171,14 @@ def grid(study: Capacity, evidence: Evidence) -> Grid:
         cells += [each.complexity[choice].text(".3g") for choice in choices]
         rows.append(tuple(cells))
     header = ("λ", "value", "runs", "training loss")
-    header += tuple(f"best test accuracy (%), by {choice}" for choice in choices)
-    header += tuple(f"complexity there, by {choice}" for choice in choices)
+    header += tuple(f"accuracy by {choice}" for choice in choices)
+    header += tuple(f"GC by {choice}" for choice in choices)
     return Grid(
         header,
         (tuple(rows),),
         f"n = {study.depth} blocks, learning rate {study.lr:g}: mean ± standard error over seeds of the runs that "
-        f"reached their end ({evidence.progress}).",
+        f"reached their end ({evidence.progress}). Accuracy is the maximum test accuracy in percent, GC the geometric "
+        "complexity at that step.",
         ("By test: the evaluation with the highest test accuracy, as in the paper, which flatters.",)
         + (("By validation: the one with the highest accuracy on held-out images.",) if len(choices) > 1 else ()),
         num_labels=3,
