@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 
 UNDERFIT = 1.0  # nats: the paper's λ = 0 stays above
 FITTED = 0.1  # nats: below this a network counts as interpolating; the paper says "fully fit the data"
+STUDENT = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)  # 97.5 % quantiles, by freedom
+    math.inf,
+    12.71,
+    4.30,
+    3.18,
+    2.78,
+    2.57,
+    2.45,
+    2.36,
+    2.31,
+    2.26,
+    2.23,
+)  # 97.5 % quantiles by degrees of freedom
 SETTLED = 0.05  # a loss that falls by less than this share of itself over the last quarter has reached its plateau
 
 
@@ -154,27 +167,32 @@ def too_few(stable: Sequence[Point], found: Sequence[Point]) -> str:
 def trend(
     claim: str, where: str, stable: Sequence[Point], values: Sequence[Estimate], what: str, form: str, *, sign: int
 ) -> Check:
-    """Whether values change in one direction: from end to end beyond two standard errors, and nowhere back by that."""
+    """Whether values change in one direction: from end to end, and nowhere back, at 95 % confidence."""
     numbers = f"{what} " + ", ".join(f"{v.text(form)} at {e.name}" for e, v in zip(stable, values, strict=True))
     whole, error = difference(values[0], values[-1])
     back = [
         (a, b)
         for (a, x), (b, y) in itertools.pairwise(zip(stable, values, strict=True))
-        if sign * difference(x, y)[0] < -2 * difference(x, y)[1]
+        if sign * difference(x, y)[0] < -difference(x, y)[1]
     ]
     for a, b in back:
         numbers += f"; it goes back from {a.name} to {b.name}"
-    verdict: Verdict = "fail" if back else "pass" if sign * whole > 2 * error else "not enough data"
-    if sign * whole < -2 * error:
+    verdict: Verdict = "fail" if back else "pass" if sign * whole > error else "not enough data"
+    if sign * whole < -error:
         verdict = "fail"
     if verdict == "not enough data":
-        numbers += f"; from end to end {whole:+{form}} ± {error:{form}}, which is noise"
+        numbers += f"; from end to end {signed(whole, error, form)} at 95 % confidence, which is noise"
     return Check(claim, where, numbers, verdict)
 
 
 def difference(a: Estimate, b: Estimate) -> tuple[float, float]:
-    """b − a and its standard error, seeds taken as independent."""
-    return b.mean - a.mean, math.hypot(a.error, b.error)
+    """b − a, and half the width of its 95 % confidence interval; seeds taken as independent."""
+    return b.mean - a.mean, student(a.n + b.n - 2) * math.hypot(a.error, b.error)
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t, so that few seeds are not taken for more than they are."""
+    return STUDENT[max(0, min(freedom, len(STUDENT) - 1))]
 
 
 def reverses(stable: Sequence[Point], found: Sequence[Point], table: pd.DataFrame, where: str) -> Check:
@@ -191,11 +209,12 @@ def reverses(stable: Sequence[Point], found: Sequence[Point], table: pd.DataFram
     first, last = ranks[early], ranks[steps[-1]]
     turn = next((step for step in steps if step > early and ranks[step].mean < 0), None)
     numbers = (
-        f"rank correlation of complexity with the {len(branches)} values λ > 0: {signed(first)} at step {early:,}, "
-        f"{signed(last)} at step {steps[-1]:,}"
+        f"rank correlation of complexity with the {len(branches)} values λ > 0: "
+        f"{signed(first.mean, first.error)} at step {early:,}, {signed(last.mean, last.error)} at step {steps[-1]:,}"
         + (f"; first below zero at step {turn:,}" if turn is not None else "; never below zero after that")
     )
-    rose, fell = first.mean - 2 * first.error > 0, last.mean + 2 * last.error < 0
+    rose = first.mean > student(first.n - 1) * first.error
+    fell = last.mean < -student(last.n - 1) * last.error
     if rose and fell:
         return Check(claim, where, numbers, "pass")
     loss = min(each.loss.mean for each in branches)
@@ -205,9 +224,9 @@ def reverses(stable: Sequence[Point], found: Sequence[Point], table: pd.DataFram
     return Check(claim, where, numbers, "fail")
 
 
-def signed(value: Estimate) -> str:
+def signed(mean: float, error: float, form: str = ".2f") -> str:
     """ "+0.93 ± 0.02"."""
-    return f"{value.mean:+.2f} ± {value.error:.2f}".replace("-", "−")
+    return f"{mean:+{form}} ± {error:{form}}".replace("-", "−")
 
 
 def rank_correlations(table: pd.DataFrame) -> dict[int, Estimate]:
@@ -247,12 +266,19 @@ def rises_and_falls(stable: Sequence[Point], found: Sequence[Point], choice: Cho
     numbers = "complexity " + ", ".join(f"{v.text('.3g')} at {e.name}" for e, v in zip(stable, values, strict=True))
     peak = max(range(len(values)), key=lambda k: values[k].mean)
     above = [difference(value, values[peak]) for value in values]
-    rose, fell = (mean > 2 * error for mean, error in (above[0], above[-1]))
+    rose, fell = (mean > error for mean, error in (above[0], above[-1]))
     numbers += f"; the peak is at {stable[peak].name}"
     if rose and fell:
         return Check(claim, where, numbers, "pass")
     loss = min(each.loss.mean for each in stable)
-    if rose and loss > FITTED:
+    if fell and peak == 0:
+        return Check(claim, where, numbers + ", the smallest λ", "fail")
+    if rose and peak == len(values) - 1:
+        numbers += ", the largest λ that trains"
+        if loss <= FITTED:
+            return Check(claim, where, numbers, "fail")
         numbers += f"; no λ has fitted its data, the lowest training loss is {loss:.2f}"
-        return Check(claim, where, numbers, "not enough data")
-    return Check(claim, where, numbers, "fail")
+    else:
+        sides = [side for side, clear in (("rise", rose), ("fall", fell)) if not clear]
+        numbers += f"; the {' and the '.join(sides)} from there {'is' if len(sides) == 1 else 'are'} within noise"
+    return Check(claim, where, numbers, "not enough data")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pathsum import figures
-from pathsum.studies.capacity_results import CURVES, Point, label, means
+from pathsum.studies.capacity_results import CURVES, Point, means
 from pathsum.studies.study import Choice
 
 if TYPE_CHECKING:
@@ -21,6 +21,17 @@ LABELS = {
 }
 MARKS = {"test": "o", "validation": "s"}
 FLOOR = 0.04  # of the axis: where what failed is marked
+
+
+def label(scale: str) -> str:
+    """A rule as mathematics.
+
+    >>> label("n^-1.5"), label("1/sqrt(n)"), label("0.3")
+    ('$n^{-1.5}$', '$1/\\\\sqrt{n}$', '$0.3$')
+    """
+    inner = scale.replace("sqrt(n)", r"\sqrt{n}")
+    base, power, exponent = inner.partition("^")
+    return f"${base}^{{{exponent}}}$" if power else f"${inner}$"
 
 
 def shades(num: int) -> list[Any]:

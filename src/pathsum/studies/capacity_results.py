@@ -22,10 +22,11 @@ CURVES = ("train_loss", "test_accuracy", "complexity")  # the panels of Figure 1
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and its standard error (nan for one seed)."""
+    """A mean over `n` seeds and its standard error (nan for one seed)."""
 
     mean: float
     error: float
+    n: int
 
     def text(self, form: str = ".1f") -> str:
         """ "88.0 ± 0.1"; a dash where there is nothing."""
@@ -38,14 +39,14 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Mean and standard error of those that are numbers.
 
     >>> estimate([1.0, 3.0])
-    Estimate(mean=2.0, error=1.0)
+    Estimate(mean=2.0, error=1.0, n=2)
     """
     known = [value for value in values if not math.isnan(value)]
     if not known:
-        return Estimate(math.nan, math.nan)
+        return Estimate(math.nan, math.nan, 0)
     mean, n = sum(known) / len(known), len(known)
     error = math.sqrt(sum((value - mean) ** 2 for value in known) / (n - 1) / n) if n > 1 else math.nan
-    return Estimate(mean, error)
+    return Estimate(mean, error, n)
 
 
 @dataclass(frozen=True)
