@@ -131,12 +131,16 @@ class Capacity:
 
 PRESETS: dict[Preset, Capacity] = {
     "paper": Capacity(),
+    # Some 20 minutes of two cores. A step of one network with one thread takes 0.036 s (0.065 s measured on a busy
+    # machine, on which a step with a known time took 1.8 times that), an evaluation on 1,400 images as long as 7 steps,
+    # complexity as long as 5: 21 runs x 2,500 steps x 1.12 x 0.036 s = 2100 s, 18 min on two cores; the other 9 runs
+    # fail within their first steps. 2,500 steps are 100 epochs of 1,600 images, the paper's are 128.
     "small": Capacity(
         train_limit=2_000,
         test_limit=1_000,
         width=16,
         seeds=(0, 1, 2),
-        steps=3_000,
+        steps=2_500,
         val_size=400,
         eval_every=100,
         probe_size=64,

@@ -22,18 +22,6 @@ if TYPE_CHECKING:
 UNDERFIT = 1.0  # nats: the paper's λ = 0 stays above
 FITTED = 0.1  # nats: below this a network counts as interpolating; the paper says "fully fit the data"
 STUDENT = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)  # 97.5 % quantiles, by freedom
-    math.inf,
-    12.71,
-    4.30,
-    3.18,
-    2.78,
-    2.57,
-    2.45,
-    2.36,
-    2.31,
-    2.26,
-    2.23,
-)  # 97.5 % quantiles by degrees of freedom
 SETTLED = 0.05  # a loss that falls by less than this share of itself over the last quarter has reached its plateau
 
 
