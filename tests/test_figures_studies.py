@@ -405,7 +405,7 @@ def test_figure2_trains_nothing_after_figure1(tmp_path, capsys, monkeypatch):
 def test_a_killed_study_continues(tmp_path):
     """SIGKILL to the whole family in the midst of stacks; the same command ends in the same rows."""
     program = "import sys; from pathsum.cli import main; sys.exit(main(sys.argv[1:]))"
-    options = [*TINY, "--steps", "300", "--eval-every", "20", "--stack", "3", "--workers", "2"]
+    options = [*TINY, "--steps", "160", "--eval-every", "10", "--stack", "3", "--workers", "2"]
 
     def command(name):
         return [sys.executable, "-c", program, "study", "figure1", *options, "--out", str(tmp_path / name / "figure1")]
