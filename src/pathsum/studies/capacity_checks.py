@@ -222,11 +222,11 @@ def rank_correlations(table: pd.DataFrame) -> dict[int, Estimate]:
     done = table[table["status"] == "done"].dropna(subset=["complexity"])
     num = done[["scale", "seed"]].drop_duplicates().shape[0]
     found = {}
-    for step, part in done.groupby("step"):
+    for _, part in done.groupby("step"):
         if len(part) < num:
             continue
         each = [spearman(seed["lam"].tolist(), seed["complexity"].tolist()) for _, seed in part.groupby("seed")]
-        found[int(step)] = estimate(each)  # type: ignore[call-overload]
+        found[int(part["step"].iloc[0])] = estimate(each)
     return found
 
 

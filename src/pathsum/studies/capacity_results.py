@@ -171,7 +171,7 @@ def grid(study: Capacity, evidence: Evidence) -> Grid:
         cells += [each.accuracy[choice].text() for choice in choices]
         cells += [each.complexity[choice].text(".3g") for choice in choices]
         rows.append(tuple(cells))
-    header = ("λ", "value", "runs", "training loss")
+    header: tuple[str, ...] = ("λ", "value", "runs", "training loss")
     header += tuple(f"accuracy by {choice}" for choice in choices)
     header += tuple(f"GC by {choice}" for choice in choices)
     return Grid(
