@@ -12,6 +12,7 @@ from .grow import Growth, grow
 from .jets import jet
 from .knobs import Knobs, knobs
 from .nets import ResidualMLP, ResidualTower, affine_base
+from .observe import LightningObserver, Observer, TrainerObserver
 from .paths import path_counts, path_energy
 from .rules import register_rule
 from .scaling import Rule, parse_rule, rescale
@@ -63,5 +64,8 @@ __all__ = [  # noqa: RUF022  (grouped by what one does with the knobs)
     "fit",
     "FitResult",
     "TrainConfig",
+    "Observer",
+    "LightningObserver",
+    "TrainerObserver",
     "PathsumError",
 ]

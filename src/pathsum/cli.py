@@ -45,7 +45,7 @@ COMMANDS = {
         "explain a trained network by its paths: branches, orders, path lengths, a page",
     ),
     "study": Command(
-        "pathsum.commands_study:StudyCommand", "reproduce a table of the paper, from runs to a page", RESUME
+        "pathsum.commands_study:StudyCommand", "reproduce a table or figure of the paper, from runs to a page", RESUME
     ),
     "runs": Command("pathsum.commands_runs:RunsCommand", "list, show, remove and export training runs"),
     "report": Command("pathsum.report:ReportCommand", "turn folders of training runs into one page"),

@@ -1,4 +1,4 @@
-"""`pathsum study NAME`: a table of the paper, from its runs to a page; the same command continues it."""
+"""`pathsum study NAME`: a table or figure of the paper, from its runs to a page; the same command continues it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from pathsum.commands_figures import parse_figure1, parse_figure2
 from pathsum.errors import PathsumError
 from pathsum.studies.growth_command import parse_growth
 from pathsum.studies.table1 import HOW, Preset, Table1, preset
+from pathsum.studying import StudyOptions, part, read
 
 if TYPE_CHECKING:
-    from pathsum.store import Store
     from pathsum.studies.study import Check, Evidence
-    from pathsum.sweeping.config import RunConfig
+    from pathsum.studies.tables import Grid
 
 
 class Runnable(Protocol):
@@ -26,7 +27,7 @@ class Runnable(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table1Command(Table1):
+class Table1Command(StudyOptions, Table1):
     """Reproduce Table 1 of "On residual network depth": does λ = 1/√n replace batch normalization?
 
     Trains towers of three depths with batch norm, and without it with λ = 1, 1/n and 1/√n, at several learning rates
@@ -48,160 +49,23 @@ class Table1Command(Table1):
     """Where the other options begin."""
     out: Path = Path("pathsum-table1")
     """Folder for the page, tables and figures."""
-    store: Path | None = None
-    """Store of runs, which studies may share; by default the folder runs in --out."""
-    workers: int | None = None
-    """Processes that train; by default one per core, 8 at most."""
-    stack: int = 1
-    """Networks that a process trains as one program."""
-    memory: int | None = None
-    """MiB that a process may hold."""
-    engine: Literal["local", "inline", "ray"] = "local"
-    """Where to train: processes here, this process alone, or a Ray cluster."""
-    address: str | None = None
-    """The Ray cluster's, HOST:PORT; or auto, the one of this machine ('ray start --head' starts one)."""
-    cpus: float | None = None
-    """CPUs of each task on the Ray cluster; by default 1."""
-    gpus: float | None = None
-    """GPU of each task on the Ray cluster, 0.25 for four tasks to a GPU; by default 1 where there are any."""
-    device: str | None = None
-    """cpu or cuda; by default cuda where there is one."""
-    retry: bool = False
-    """Try runs again that failed in an earlier sweep."""
-    dry_run: bool = False
-    """List the runs and the time they would take, and train nothing."""
-    report_only: bool = False
-    """Write the report of what is finished, and train nothing."""
-    check: bool = False
-    """Exit with 1 where a claim does not hold."""
-
-    def run(self) -> int:
-        """Train what is not finished, write the report, say where it is; returns the exit code."""
-        from pathsum import page
-        from pathsum.store import Store
-        from pathsum.studies.table1_page import MARKER
-
-        study = self.study
-        configs = study.runs()
-        if study.data == "digits" and self.preset != "smoke":
-            print("On the digits, whose numbers do not compare with the paper's; --data cifar10:PATH takes CIFAR-10.")
-        store = Store(self.store or self.out / "runs")
-        if self.dry_run:
-            show_plan(configs, store, self)
-            return 0
-        if not {path.name for path in self.out.glob("*")} <= {"runs"}:
-            page.check_free(self.out, marker=MARKER, overwrite=True)
-        if not self.report_only:
-            try:
-                self.train(configs, store)
-            except BaseException:
-                if any(store.runs(configs)):
-                    self.report(study, configs, store)
-                raise
-        evidence, verdicts = self.report(study, configs, store)
-        show(evidence, verdicts)
-        print(f"\nThe page: {self.out / 'report.html'}")
-        failed = {config.describe(): store.error(config) for config in configs if store.state(config) == "failed"}
-        if failed:
-            first, error = next(iter(failed.items()))
-            raise PathsumError(
-                f"{len(failed)} of {len(configs)} runs failed, the first {first}: {error}; 'pathsum runs ls --store "
-                f"{store.root}' shows them, --retry tries them again"
-            )
-        return int(self.check and any(check.verdict == "fail" for check in verdicts))
 
     @property
     def study(self) -> Table1:
         """The study alone."""
-        return Table1(**{field.name: getattr(self, field.name) for field in fields(Table1)})
+        return part(self, Table1)
 
-    def train(self, configs: Sequence[RunConfig], store: Store) -> None:
-        """Sweep."""
-        from pathsum.sweep import sweep
+    def table(self, evidence: Evidence) -> Grid:
+        """The table, to be printed."""
+        from pathsum.studies.table1_results import grid
 
-        memory = None if self.memory is None else self.memory * 2**20
-        sweep(
-            configs,
-            store,
-            workers=self.workers,
-            memory=memory,
-            stack=self.stack,
-            engine=self.engine,
-            address=self.address,
-            cpus=self.cpus,
-            gpus=self.gpus,
-            device=self.device,
-            retry=self.retry,
-        )
+        return grid(evidence)
 
-    def report(self, study: Table1, configs: Sequence[RunConfig], store: Store) -> tuple[Evidence, list[Check]]:
-        """Write the report of what there is."""
-        from pathsum.storage import writing
-        from pathsum.studies.study import Evidence
+    def write(self, evidence: Evidence) -> list[Check]:
+        """Write the report."""
         from pathsum.studies.table1_page import write
 
-        evidence = Evidence.gather(configs, store.runs(configs))
-        with writing(self.out):
-            return evidence, write(study, evidence, self.out)
-
-
-def show(evidence: Evidence, verdicts: Sequence[Check]) -> None:
-    """Print the table and the checks."""
-    from rich.console import Console
-
-    from pathsum.explain import grid as printed
-    from pathsum.studies.table1_page import frame
-    from pathsum.studies.table1_results import grid
-
-    console, table = Console(highlight=False), grid(evidence)
-    printed(console, f"\n{table.caption}", frame(table))
-    for note in table.notes:
-        console.print(note)
-    console.print("\nThe paper's claims")
-    for check in verdicts:
-        console.print(f"  {check.verdict} at {check.where}: {check.claim}")
-        console.print(f"    {check.numbers}", soft_wrap=True)
-
-
-def show_plan(configs: Sequence[RunConfig], store: Store, options: Table1Command) -> None:
-    """Print the runs that are not finished, by kind, and the time they would take here."""
-    import pandas as pd
-    from rich.console import Console
-
-    from pathsum.explain import grid as printed
-    from pathsum.store import FINISHED
-    from pathsum.studies.cost import Clock, words
-    from pathsum.sweep import MOST_WORKERS, cores
-    from pathsum.sweeping.work import default_device
-
-    clock = Clock(options.device or default_device(), 1 if options.engine == "inline" else options.stack)
-    left = [config for config in configs if store.state(config) not in FINISHED]
-    lines = [
-        {
-            "depth": config.model["depth"],
-            "width": config.model["width"],
-            "norm": config.model["norm"] or "none",
-            "λ": config.model["scale"],
-            "runs": 1,
-            "seconds": clock.run(config),
-        }
-        for config in left
-    ]
-    print(f"{len(configs)} runs, {len(configs) - len(left)} of them finished; store {store.root}")
-    if not left:
-        return
-    table = pd.DataFrame(lines).groupby(["depth", "width", "norm", "λ"], sort=False, as_index=False).sum()
-    total = float(table["seconds"].sum())
-    each = table["seconds"] / table["runs"]
-    shown = table.assign(each=each.map(words), all=table["seconds"].map(words)).drop(columns="seconds")
-    console = Console(highlight=False)
-    printed(console, f"\nTo be trained: {options.steps:,} steps of {options.batch_size} images each", shown)
-    count = min(options.workers or min(cores(), MOST_WORKERS), len(left))
-    console.print(
-        f"About {words(total / count)} on {clock.device}: {count} at a time, {clock.stack} to a program; runs that "
-        "diverge end early.",
-        soft_wrap=True,
-    )
+        return write(self.study, evidence, self.out)
 
 
 @dataclass(frozen=True)
@@ -234,24 +98,10 @@ def parse_table1(args: Sequence[str]) -> Table1Command:
     return replace(asked, width=begin.at_depths(asked.depths).width) if others and len(asked.width) > 1 else asked
 
 
-def read(command: type[Any], default: Any, prog: str, args: Sequence[str]) -> Any:
-    """Read options that have their defaults from an instance."""
-    import inspect
-
-    import tyro
-
-    return tyro.cli(
-        command,
-        prog=prog,
-        description=inspect.getdoc(command),
-        default=default,
-        args=list(args),
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-
-
 STUDIES: dict[str, tuple[Callable[[Sequence[str]], Runnable], str]] = {
     "table1": (parse_table1, "does λ = 1/√n replace batch normalization at depth 10, 100, 1000?"),
+    "figure1": (parse_figure1, "training loss, test accuracy and geometric complexity against steps, for ten λ"),
+    "figure2": (parse_figure2, "maximum test accuracy and the complexity there against λ; from the runs of figure1"),
     "growth": (parse_growth, "is a net that was grown as good as a deep one from scratch, at equal FLOPs?"),
 }
 

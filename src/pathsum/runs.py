@@ -1,8 +1,9 @@
 """Run folders: configuration, rows, checkpoints and models that survive a kill at any moment.
 
 A run folder holds `config.json` (what was asked, and where it ran), `rows.jsonl` (one line per evaluation),
-`checkpoint.safetensors` (everything needed to continue bitwise), and at the end `model.safetensors` with
-`model.json`, and `done.json`. Every file but the rows is written under another name, synced and renamed.
+`observations.jsonl` (one line per observation, where any was asked for), `checkpoint.safetensors` (everything needed to
+continue bitwise), and at the end `model.safetensors` with `model.json`, and `done.json`. Every file but the lines is
+written under another name, synced and renamed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import platform
 import subprocess
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pathsum.errors import CheckpointError, OutputError, PathsumError
 from pathsum.storage import finite, read_json, read_tensors, write_atomic, write_json, write_tensors, writing
 
 CONFIG, ROWS, CHECKPOINT, DONE = "config.json", "rows.jsonl", "checkpoint.safetensors", "done.json"
+OBSERVATIONS = "observations.jsonl"  # what observers saw of the network, where they were asked
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"  # its memory at the end, where the run was given one to go on with
 REQUEST = "request"  # in the configuration: what a sweep asked for, before data and model were at hand
@@ -278,6 +280,7 @@ class Run:
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     summary: dict[str, Any]  # of done.json; empty while the run is unfinished
+    observations: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def status(self) -> str:
@@ -289,7 +292,8 @@ def read_run(folder: str | Path) -> Run:
     """Read a run folder, finished or not; raises `CheckpointError` where there is none."""
     folder = Path(folder)
     summary = read_json(folder / DONE) if (folder / DONE).is_file() else {}
-    return Run(folder, read_json(folder / CONFIG), read_rows(folder / ROWS), summary)
+    rows, observations = (read_rows(folder / name) for name in (ROWS, OBSERVATIONS))
+    return Run(folder, read_json(folder / CONFIG), rows, summary, observations)
 
 
 def find_runs(root: str | Path) -> list[Path]:

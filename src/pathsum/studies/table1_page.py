@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pathsum import page, report
 from pathsum.storage import write_atomic, write_json
+from pathsum.studies.parts import check_frame, frame, lead, options, said, settings
 from pathsum.studies.study import Check, Evidence, environments, record, row_lines, run_lines
 from pathsum.studies.table1 import Table1
 from pathsum.studies.table1_checks import CONFOUND, checks
 from pathsum.studies.table1_results import cell_lines, depths, grid
 from pathsum.studies.tables import Grid, latex, markdown
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 MARKER = "study.json"  # what tells a folder of this study from others
 
@@ -31,17 +27,10 @@ def write(study: Table1, evidence: Evidence, out: Path) -> list[Check]:
     write_atomic(out / "table1.md", markdown(table) + "\n" + markdown(check_grid(verdicts)))
     write_atomic(out / "table1.tex", latex(table, "tab:depth"))
     frames = {"table1": cell_lines(evidence), "runs": run_lines(evidence), "rows": row_lines(evidence)}
-    for name, frame in {**frames, "checks": check_frame(verdicts)}.items():
-        write_atomic(out / f"{name}.csv", frame.to_csv(index=False))
+    for name, lines in {**frames, "checks": check_frame(verdicts)}.items():
+        write_atomic(out / f"{name}.csv", lines.to_csv(index=False))
     write_atomic(out / "report.html", build(study, evidence, verdicts, out / "figures"))
     return verdicts
-
-
-def check_frame(verdicts: Sequence[Check]) -> pd.DataFrame:
-    """The checks as a table."""
-    import pandas as pd
-
-    return pd.DataFrame([asdict(check) for check in verdicts])
 
 
 def check_grid(verdicts: Sequence[Check]) -> Grid:
@@ -86,13 +75,6 @@ def build(study: Table1, evidence: Evidence, verdicts: Sequence[Check], folder: 
     )
 
 
-def lead(evidence: Evidence, verdicts: Sequence[Check]) -> str:
-    """How far the study is and what it says."""
-    counts = Counter(check.verdict for check in verdicts)
-    said = ", ".join(f"{counts[name]} {name}" for name in ("pass", "fail", "not enough data") if counts[name])
-    return f"{evidence.progress[0].upper()}{evidence.progress[1:]}. The claims' checks: {said}."
-
-
 def about(study: Table1, evidence: Evidence) -> str:
     """What was trained on what."""
     data: dict[str, Any] = next((run.config["data"] for run in evidence.runs if "data" in run.config), {})
@@ -107,32 +89,3 @@ def about(study: Table1, evidence: Evidence) -> str:
         f"{'keeps its' if study.stem_norm else 'has no'} batch norm in every row."
         + (" The paper's numbers are of CIFAR-10, and do not compare with these." if name != "CIFAR-10" else "")
     )
-
-
-def said(verdicts: Sequence[Check]) -> list[str]:
-    """For each claim its verdicts, then the numbers."""
-    blocks = []
-    for claim in dict.fromkeys(check.claim for check in verdicts):
-        each = [check for check in verdicts if check.claim == claim]
-        blocks.append(page.paragraph(f"{claim}: {', '.join(f'{c.verdict} at {c.where}' for c in each)}."))
-        blocks += [page.paragraph(f"{check.where}: {check.numbers}.", "soft") for check in each]
-    return blocks
-
-
-def frame(table: Grid) -> pd.DataFrame:
-    """A grid for `page.table`."""
-    import pandas as pd
-
-    return pd.DataFrame([row for group in table.groups for row in group], columns=list(table.header))
-
-
-def options(study: Table1) -> dict[str, Any]:
-    """The options, but for the place of the data on this machine, which tells a reader nothing."""
-    source = "cifar10:PATH" if study.data.startswith("cifar10:") or Path(study.data).is_absolute() else study.data
-    return {field.name: getattr(study, field.name) for field in fields(Table1)} | {"data": source}
-
-
-def settings(study: Table1) -> dict[str, Any]:
-    """The options, lists as text."""
-    values = options(study).items()
-    return {k: ", ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value for k, value in values}

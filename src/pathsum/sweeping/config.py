@@ -17,7 +17,7 @@ from pathsum.nets.memory import Memory, Mode
 from pathsum.nets.mlp import ResidualMLP
 from pathsum.nets.tower import ResidualTower, SumOfPaths
 from pathsum.scaling import parse_rule
-from pathsum.training.options import FREE, TrainConfig
+from pathsum.training.options import FREE, TrainConfig, train_record
 
 NETWORKS: dict[str, type[SumOfPaths]] = {"ResidualTower": ResidualTower, "ResidualMLP": ResidualMLP}
 FROM_DATA = ("in_channels", "in_features", "num_classes")  # None: as the data have them
@@ -70,14 +70,15 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The complete record, as JSON holds it."""
-        return dict(json.loads(json.dumps(asdict(self))))
+        return dict(json.loads(json.dumps({**asdict(self), "train": train_record(self.train)})))
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> RunConfig:
         """What `to_json` gave, back; options that are younger than the record get their defaults."""
         train = dict(record.get("train", {}))
-        if train.get("crop_scale") is not None:
-            train["crop_scale"] = tuple(train["crop_scale"])
+        for name in ("crop_scale", "observe"):
+            if train.get(name) is not None:
+                train[name] = tuple(train[name])
         for name, given, known in (("run", record, cls), ("training", train, TrainConfig)):
             unknown = sorted(given.keys() - {f.name for f in fields(known)})
             if unknown:

@@ -16,6 +16,7 @@ from pathsum.training.monitor import CHECK
 from pathsum.training.options import TrainConfig
 from pathsum.training.record import Record, Scores
 from pathsum.training.result import FitResult
+from pathsum.training.watch import observe
 
 
 class Training:
@@ -63,7 +64,7 @@ class Training:
         )
         shown = self.step
         with bar("training", record.num_steps - self.step, show=progress) as update:
-            while self._row_is_written() and not (record.ended or self.signals):
+            while self._row_is_written() and self._is_observed() and not (record.ended or self.signals):
                 _, x, y = next(stream)
                 self._update(x, y)
                 if self.step % CHECK == 0:
@@ -75,6 +76,7 @@ class Training:
                     record.checkpoint()
         self._sync()
         self._row_is_written()
+        self._is_observed()
         record.optimizer.zero_grad(set_to_none=True)
         return record.finish(self.signals)
 
@@ -133,6 +135,15 @@ class Training:
             if scores[name] is None:
                 return False
         self.record.write_row(scores)
+        return True
+
+    def _is_observed(self) -> bool:
+        """Observe the network where that is due; always True."""
+        record = self.record
+        if record.observation_is_due:
+            self._sync()
+        if record.observation_is_due and record.watch is not None:  # no verdict came of the last losses
+            observe([record.watch], self.step)
         return True
 
     def close(self) -> None:

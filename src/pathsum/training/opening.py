@@ -76,4 +76,5 @@ def _recorded(out: Path, model: nn.Module, config: TrainConfig, optimizer: torch
             load_memory(out / runs.OPTIMIZER, remembered)
             adopt(optimizer, remembered)
     numbers = {k: math.nan if summary[k] is None else summary[k] for k in ("initial_loss", "final_loss")}
-    return FitResult(rows=runs.read_rows(out / runs.ROWS), **{**summary, **numbers})
+    rows, observations = (runs.read_rows(out / name) for name in (runs.ROWS, runs.OBSERVATIONS))
+    return FitResult(rows=rows, observations=observations, **{**summary, **numbers})

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from pathsum.errors import PathsumError
 
 Precision = Literal["fp32", "tf32", "bf16"]
+Measured = Literal["complexity", "lengths", "orders", "lam", "gradient"]
 DEFAULT_STEPS = 1000
 FREE = ("threads", "tensorboard", "checkpoint_every")  # may differ on resuming: they leave the rows alone
+OBSERVING = ("observe", "observe_every", "observe_size")  # say nothing where nothing is observed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,12 @@ class TrainOptions:
     """CPU threads; by default PyTorch's setting is left alone."""
     precision: Precision = "fp32"
     """Arithmetic of convolutions and matrix products: fp32, tf32 (on GPUs), or bf16 by autocast; weights stay fp32."""
+    observe: tuple[Measured, ...] = ()
+    """Record of the network on a fixed probe set: geometric complexity, path lengths, orders in λ, λ, gradients."""
+    observe_every: int | None = None
+    """Steps between observations; by default so many that they should take less than a tenth of the time."""
+    observe_size: int = 64
+    """Training images in the probe set."""
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -64,6 +72,7 @@ class TrainOptions:
         least = {
             "steps": 1, "batch_size": 1, "val_size": 0, "eval_every": 1, "eval_batch_size": 1,
             "divergence_window": 2, "frozen_window": 1, "checkpoint_every": 1, "threads": 1, "crop_pad": 0,
+            "observe_every": 1, "observe_size": 1,
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)
@@ -73,6 +82,9 @@ class TrainOptions:
             raise PathsumError(f"epochs is {self.epochs}, expected a positive number")
         if self.optimizer not in ("sgd", "adamw"):
             raise PathsumError(f"optimizer is {self.optimizer!r}, expected 'sgd' or 'adamw'")
+        for k, name in enumerate(self.observe):
+            if name not in get_args(Measured) or name in self.observe[:k]:
+                raise PathsumError(f"observe has {name!r}; give {', '.join(get_args(Measured))}, each once at most")
         if self.precision not in get_args(Precision):
             raise PathsumError(f"precision is {self.precision!r}, expected 'fp32', 'tf32' or 'bf16'")
         for name in ("momentum", "weight_decay", "frozen_tolerance"):
@@ -106,3 +118,9 @@ class TrainConfig(TrainOptions):
         if self.epochs is not None:
             return max(1, round(self.epochs * per_epoch))
         return self.steps or DEFAULT_STEPS
+
+
+def train_record(config: TrainOptions) -> dict[str, Any]:
+    """The options as a run records them; those on observing only where something is observed."""
+    options = asdict(config)
+    return {name: value for name, value in options.items() if config.observe or name not in OBSERVING}

@@ -6,7 +6,6 @@ import math
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from pathsum.data import Dataset
 from pathsum.errors import CheckpointError, PathsumError
 from pathsum.storage import finite, read_tensors, write_json, write_tensors
 from pathsum.training.monitor import CHECK, Monitor
-from pathsum.training.options import TrainConfig
+from pathsum.training.options import TrainConfig, train_record
 from pathsum.training.result import FitResult, best
 from pathsum.training.state import adopt, pack, save_memory, unpack
+from pathsum.training.watch import Watch
 
 CHECKPOINT_SECONDS = 30.0  # between checkpoints, where no number of steps is asked for
 
@@ -40,7 +40,7 @@ def describe(model: nn.Module, data: Dataset, config: TrainConfig) -> dict[str, 
         "std": list(data.std),
         "flip": data.flip,
     }
-    return {"train": asdict(config), "model": runs.model_record(model), "data": facts}
+    return {"train": train_record(config), "model": runs.model_record(model), "data": facts}
 
 
 class Record:
@@ -76,6 +76,7 @@ class Record:
         self.step, self.spent, self.began = 0, 0.0, time.monotonic()
         self.log: runs.RowLog | None = None
         self.rows: list[dict[str, Any]] = []
+        self.watch = Watch(model, data, config, self.num_steps) if config.observe else None
         self.board: Any = None
         if out is not None:
             self._open(out)
@@ -83,9 +84,11 @@ class Record:
 
     def _open(self, out: Path) -> None:
         """Take up what the folder holds, or start it."""
-        keep = self._restore(out / runs.CHECKPOINT) if (out / runs.CHECKPOINT).is_file() else 0
+        keep, observed = self._restore(out / runs.CHECKPOINT) if (out / runs.CHECKPOINT).is_file() else (0, 0)
         self.log = runs.RowLog(out / runs.ROWS, keep=keep)
         self.rows = self.log.rows
+        if self.watch is not None:
+            self.watch.open(out, observed)
         self.board = _tensorboard(out, self.step) if self.config.tensorboard else None
         if not keep and not self.step:
             self.checkpoint()  # resuming needs the weights it started from
@@ -150,6 +153,16 @@ class Record:
                     self.board.add_scalar(name, value, self.step)
 
     @property
+    def observations(self) -> list[dict[str, Any]]:
+        """What was observed so far."""
+        return [] if self.watch is None else self.watch.rows
+
+    @property
+    def observation_is_due(self) -> bool:
+        """Whether the network is to be observed at this step, and was not yet; once it has failed it is not."""
+        return self.watch is not None and not self.monitor.verdict and self.watch.is_due(self.step)
+
+    @property
     def checkpoint_is_due(self) -> bool:
         """Whether to write a checkpoint at this step."""
         if self.out is None or self.monitor.verdict:
@@ -169,24 +182,25 @@ class Record:
         state = {
             "step": self.step,
             "rows": len(self.rows),
+            "observations": len(self.observations),
             "seconds": self.seconds,
             "grad_norm": self.grad_norm,
             "monitor": self.monitor.state(),
             "optimizer": numbers,
         }
-        self.log.sync()
+        self._sync_logs()
         write_tensors(self.out / runs.CHECKPOINT, tensors, state)
         self.saved_at = time.monotonic()
 
-    def _restore(self, path: Path) -> int:
-        """Take up a checkpoint; returns how many rows belong to it."""
+    def _restore(self, path: Path) -> tuple[int, int]:
+        """Take up a checkpoint; returns how many rows and observations belong to it."""
         tensors, state = read_tensors(path)
         if not {"step", "rows", "monitor", "optimizer"} <= state.keys():
             raise CheckpointError(f"{path} is no checkpoint of a training run; remove it to start over")
         unpack(tensors, state["optimizer"], self.model, self.optimizer, self.generators, path)
         self.monitor.restore(state["monitor"])
         self.step, self.spent, self.grad_norm = state["step"], state["seconds"], state["grad_norm"]
-        return int(state["rows"])
+        return int(state["rows"]), int(state.get("observations", 0))
 
     def finish(self, signals: Sequence[int]) -> FitResult:
         """Record how it ended; where a signal came first, so that it can be resumed."""
@@ -202,21 +216,21 @@ class Record:
             initial_loss=self.monitor.initial,
             final_loss=self.monitor.final,
             seconds=self.seconds,
+            observations=list(self.observations),
         )
         if self.out is None:
             return result
         if status == "interrupted":
             self.checkpoint()
             return result
-        summary = {key: value for key, value in vars(result).items() if key != "rows"}
+        summary = {key: value for key, value in vars(result).items() if key not in ("rows", "observations")}
         if math.isfinite(result.final_loss):
             described = describe(self.model, self.data, self.config)
             extra = {"data": described["data"], "train": described["train"], "summary": summary}
             runs.save_model(self.out, self.model, extra)
             if self.given is not None:
                 save_memory(self.out / runs.OPTIMIZER, self.optimizer)
-        if self.log is not None:
-            self.log.sync()
+        self._sync_logs()
         write_json(self.out / runs.DONE, summary)
         (self.out / runs.CHECKPOINT).unlink(missing_ok=True)
         return result
@@ -232,10 +246,17 @@ class Record:
         note = {"loss": f"{self.monitor.recent[-1]:.4g}"}
         return note if accuracy is None else {**note, "test": f"{accuracy:.1%}"}
 
+    def _sync_logs(self) -> None:
+        """Force rows and observations to the disk."""
+        for log in (self.log, None if self.watch is None else self.watch.log):
+            if log is not None:
+                log.sync()
+
     def close(self) -> None:
         """Close what is open."""
-        if self.log is not None:
-            self.log.close()
+        for log in (self.log, None if self.watch is None else self.watch.log):
+            if log is not None:
+                log.close()
         if self.board is not None:
             self.board.close()
 

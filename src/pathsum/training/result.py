@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 WALL_CLOCK = ("seconds",)  # the fields of a row that no seed determines
@@ -15,6 +15,7 @@ class FitResult:
 
     `best_test` is the best test accuracy seen, which flatters; `test_at_best_val` the one at the (first) best
     validation accuracy. `initial_loss` is of the first batch, `final_loss` a mean over the last steps.
+    `observations` are what `TrainConfig(observe=…)` asked for, one dict each.
     """
 
     rows: list[dict[str, Any]]
@@ -27,6 +28,7 @@ class FitResult:
     initial_loss: float
     final_loss: float
     seconds: float
+    observations: list[dict[str, Any]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         best = "none" if self.best_test is None else f"{self.best_test:.2%}"
@@ -37,6 +39,11 @@ class FitResult:
 
     def _repr_html_(self) -> str:
         return f"<p>{self!r}</p>{self.table().to_html(index=False)}"
+
+    @property
+    def observing_share(self) -> float:
+        """The share of the time that observing took; for one of a stack, of the stack's time."""
+        return sum(row["seconds"] for row in self.observations) / self.seconds if self.observations else 0.0
 
     def table(self) -> Any:
         """The rows as a pandas DataFrame."""

@@ -29,6 +29,7 @@ from pathsum.training.result import FitResult
 from pathsum.training.stackdata import StackedData
 from pathsum.training.stacking import Convolution, StackedTower, each, grouped
 from pathsum.training.updates import StackedOptimizer
+from pathsum.training.watch import observe
 
 OWN_MODEL = ("scale", "seed", "init", "zero_init_last")  # in which the networks of a stack may differ
 OWN_TRAIN = (
@@ -206,7 +207,7 @@ class Program:
     def run(self, until: int, update: Any) -> None:
         """Train until one has ended, all have taken `until` steps, or a signal came."""
         try:
-            while self._rows_are_written() and not self._over(until):
+            while self._rows_are_written() and self._are_observed() and not self._over(until):
                 x, y = self.data.batch(self.step)
                 self._take(x, y)
                 if self.step % CHECK == 0:
@@ -215,6 +216,7 @@ class Program:
                 self._checkpoint()
             self._sync()
             self._rows_are_written()
+            self._are_observed()
         finally:
             self.update.release()
             self.tower.release()
@@ -274,6 +276,13 @@ class Program:
         for i, record in enumerate(self.records):
             if record in due:
                 record.write_row({name: found[i] for name, found in scores.items()} if record.healthy else {})
+        return True
+
+    def _are_observed(self) -> bool:
+        """Observe the networks for which that is due, one by one in their slots of the stack; always True."""
+        if any(record.observation_is_due for record in self.records):
+            self._sync()
+            observe([r.watch for r in self.records if r.watch is not None and r.observation_is_due], self.step)
         return True
 
     def _checkpoint(self) -> None:
