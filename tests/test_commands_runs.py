@@ -16,12 +16,14 @@ import pytest
 from pathsum import commands_runs, entries, runs, runs_export, runs_view
 from pathsum.cli import main
 from pathsum.commands_runs import COMMANDS, RunsCommand
-from pathsum.commands_train import TrainCommand
+from pathsum.data import load
 from pathsum.errors import CheckpointError, OutputError, PathsumError
+from pathsum.nets import ResidualTower
 from pathsum.storage import locked
 from pathsum.store import Store
 from pathsum.sweep import sweep
 from pathsum.sweeping import lease
+from pathsum.train import TrainConfig, fit
 from tests.sweeps import run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -30,12 +32,15 @@ NAMED = replace(run(lr=0.2, model={"depth": 3}), name="mine")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder as users have it: runs/ of a sweep with one that diverged, and below it runs of `train`."""
+    """A folder as users have it: runs/ of a sweep with one that diverged, and below it runs of `fit` alone."""
     root = tmp_path_factory.mktemp("trained")
     sweep([run(lr=0.1, steps=10), replace(run(lr=1e6, divergence_window=10), name="wild")], root / "runs",
           engine="inline", device="cpu", progress=False)  # fmt: skip
-    command = TrainCommand(out=root / "runs" / "train", depth=3, width=4, steps=4, test_limit=50, lr=(0.01, 0.02))
-    assert command.run() == 0
+    data = load("digits", test_limit=50)
+    for lr in (0.01, 0.02):
+        tower = ResidualTower(3, 4, in_channels=1, encoder="conv3x3", scale="1/sqrt(n)", seed=0)
+        fit(tower, data, TrainConfig(lr=lr, steps=4), out=root / "runs" / "train" / f"fit_lr{lr:g}")
+    (root / "runs" / "train" / "results.csv").write_text("mine\n")
     return root
 
 

@@ -208,7 +208,8 @@ class TrainCommand(TrainOptions):
 
     def _row(self, config: RunConfig, store: Store) -> dict[str, Any]:
         """One line of results.csv."""
-        rows = read_rows(store.folder(config) / ROWS)
+        status = store.state(config)
+        rows = [] if status == "failed" else read_rows(store.folder(config) / ROWS)  # which may be why
         last = rows[-1] if rows else {"step": 0}
         unfinished = {
             "reason": store.error(config),
@@ -216,7 +217,6 @@ class TrainCommand(TrainOptions):
             "seconds": last.get("seconds"),
             **best(rows),
         }
-        status = store.state(config)
         summary = store.summary(config) if status in FINISHED else unfinished
         return self._line(config.model, config.train, status, summary, config.folder)
 
