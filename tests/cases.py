@@ -177,4 +177,4 @@ def cifar_test(shared: Path, count: int) -> tuple[Tensor, Tensor]:
 
 def relative(value: torch.Tensor, expected: torch.Tensor) -> float:
     """‖value − expected‖/‖expected‖."""
-    return float((value - expected).norm() / expected.norm())
+    return float((value - expected).detach().norm() / expected.detach().norm())

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from pathsum.errors import CheckpointError
 from pathsum.progress import QUIET, time_left
 from pathsum.runs import ROWS, read_rows
 from pathsum.store import Store
@@ -121,19 +122,26 @@ class Display:
 
     def share(self, config: RunConfig) -> float:
         """How much of a run is done, by its last row."""
-        rows = read_rows(self.store.folder(config) / ROWS)
+        rows = self.rows(config.folder)
         if not rows:
             return 0.0
         if config.train.epochs is not None:
             return float(rows[-1]["epoch"]) / config.train.epochs
         return float(rows[-1]["step"]) / config.train.num_steps(0)
 
+    def rows(self, folder: str) -> list[dict[str, Any]]:
+        """The rows of a run so far; none where they are damaged, which its worker will say."""
+        try:
+            return read_rows(self.store.root / folder / ROWS)
+        except CheckpointError:
+            return []
+
     def activity(self, left: Mapping[str, RunConfig], member: Hand) -> tuple[str, str]:
         """What a worker does, and how far it is."""
         if not member.running:
             return ("waiting" if member.ready else "starting", "")
         config = left.get(member.running[0])
-        rows = read_rows(self.store.root / member.running[0] / ROWS)
+        rows = self.rows(member.running[0])
         step = rows[-1]["step"] if rows else 0
         steps = config.train.steps if config is not None else None
         more = f" and {len(member.running) - 1} more" if len(member.running) > 1 else ""
