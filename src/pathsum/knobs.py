@@ -52,8 +52,9 @@ class Knobs(nn.Module):
         self.stage_labels: tuple[Hashable, ...] | None = None  # of each branch, where λ was put on per stage
         self.register_buffer("lam_values", None)
         self.training = model.training
-        self._modes: dict[tuple[bool, ...], Anatomy] = {modes_of(model): anatomy}  # the calls may depend on the mode
-        self._plans: dict[tuple[Hashable, bool], Plan] = {}
+        self._modes: dict[tuple[bool, ...], Anatomy] = {}  # the calls may depend on the mode
+        self._plans: dict[tuple[bool, ...], tuple[Plan, Plan]] = {}  # without and with the units, for torch.compile
+        self._learn(modes_of(model), anatomy)
         self._numbers: tuple[Tensor, int, list[float]] | None = None  # a fixed λ read once: reading waits for a GPU
 
     @property
@@ -84,10 +85,14 @@ class Knobs(nn.Module):
             for _ in (0,):  # where torch.compile must break its graph in a loop, it leaves the whole frame to Python
                 out = self.trace(inputs, kwargs, self.lam_values if lam is None else lam, alpha)
             return out
-        run = self.run
+        eager = self.eager
         if "torch._dynamo" in sys.modules:  # a frame left to Python: its parts are not to be compiled one by one
-            run = torch.compiler.disable(run)
-        return run(inputs, kwargs, lam=self.in_force() if lam is None else lam, alpha=alpha)[0]
+            eager = torch.compiler.disable(eager)
+        return eager(inputs, kwargs, lam, alpha)
+
+    def eager(self, inputs: tuple, kwargs: dict[str, Any], lam: Lam | None, alpha: Alpha | None) -> Any:
+        """The run that Python sees."""
+        return self.run(inputs, kwargs, lam=self.in_force() if lam is None else lam, alpha=alpha)[0]
 
     def trace(self, inputs: tuple, kwargs: dict[str, Any], lam: Any, alpha: Alpha | None) -> Any:
         """The run that torch.compile sees."""
@@ -102,11 +107,16 @@ class Knobs(nn.Module):
         return out
 
     def plan(self, *, units: bool) -> Plan:
-        """Where the sites are in the mode the model is in, for `trace`."""
+        """Where the sites are in the mode the model is in, for `trace`; where it is new, in the one known first."""
         modes = modes_of(self.model)
-        if (modes, units) not in self._plans:
-            self._plans[modes, units] = plan_of(self._modes.get(modes, self.anatomy), units=units)
-        return self._plans[modes, units]
+        for known, plans in self._plans.items():
+            if known == modes:
+                return plans[units]
+        return next(iter(self._plans.values()))[units]
+
+    def _learn(self, modes: tuple[bool, ...], anatomy: Anatomy) -> None:
+        self._modes[modes] = anatomy
+        self._plans[modes] = plan_of(anatomy, units=False), plan_of(anatomy, units=True)
 
     def calls(self, inputs: tuple, kwargs: dict[str, Any]) -> Anatomy:
         """The calls of a run in the mode the model is in: where it is new, seen by a run on copies of the inputs.
@@ -122,7 +132,7 @@ class Knobs(nn.Module):
                     f"{type(self.model).__name__} makes other calls in its present mode than in the one the knobs were "
                     f"made in ({different}); make the knobs in the mode they are used in"
                 )
-            self._modes[modes] = found
+            self._learn(modes, found)
         return self._modes[modes]
 
     def in_force(self) -> Tensor | list[float] | None:
