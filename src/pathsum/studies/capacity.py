@@ -131,16 +131,16 @@ class Capacity:
 
 PRESETS: dict[Preset, Capacity] = {
     "paper": Capacity(),
-    # Some 20 minutes of two cores. A step of one network with one thread takes 0.036 s (0.065 s measured on a busy
-    # machine, on which a step with a known time took 1.8 times that), an evaluation on 1,400 images as long as 7 steps,
-    # complexity as long as 5: 21 runs x 2,500 steps x 1.12 x 0.036 s = 2100 s, 18 min on two cores; the other 9 runs
-    # fail within their first steps. 2,500 steps are 100 epochs of 1,600 images, the paper's are 128.
+    # Some 20 minutes of two cores: `--dry-run` times a step, and says 3 min for 2,500 steps of a run on two cores kept
+    # busy; 21 runs x 1,500 steps of that are 38 min of one core, 19 of two, and the other 9 runs fail within their first
+    # steps. An evaluation on 1,400 images takes as long as 7 steps, complexity as long as 5. 1,500 steps are 60 epochs
+    # of 1,600 images, the paper's are 128.
     "small": Capacity(
         train_limit=2_000,
         test_limit=1_000,
         width=16,
         seeds=(0, 1, 2),
-        steps=2_500,
+        steps=1_500,
         val_size=400,
         eval_every=100,
         probe_size=64,
