@@ -86,7 +86,7 @@ def measure(depth: int, repeats: int, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def resident() -> int:
-    """Bytes resident now; on a GPU, reserved there. The peak is counted from here: a child has its parent's at first."""
+    """Bytes resident now; on a GPU, reserved there. The peak is counted from here: at first it is the parent's."""
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_reserved()

@@ -71,7 +71,7 @@ class Dropping(nn.Module):
 
 
 MODELS = {
-    "resnet": (arch.resnet20, lambda: torch.randn(2, 3, 32, 32)),
+    "resnet": (arch.resnet20, lambda: torch.randn(2, 3, 16, 16)),
     "pre-ln": (arch.PreLNTransformer, lambda: torch.randint(11, (2, 5))),
     "tower": (
         lambda: ps.ResidualTower(3, 4, norm="batch", encoder="conv3x3", scale="learned:0.5", seed=0),

@@ -210,7 +210,7 @@ def kill_at_random(root: Path, num: int, kills: int, workers: int, seed: int) ->
     return finished
 
 
-@pytest.mark.parametrize(("kills", "num", "workers"), [(6, 5, 2), pytest.param(200, 40, 4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "num", "workers"), [(4, 4, 2), pytest.param(200, 40, 4, marks=pytest.mark.slow)])
 def test_random_kills_lose_and_double_nothing(tmp_path, reference, kills, num, workers):
     finished = kill_at_random(tmp_path, num, kills, workers, seed=0)
     store, configs = Store(tmp_path), many(num)
@@ -237,7 +237,7 @@ def test_a_killed_worker_loses_no_more_than_since_its_checkpoint(tmp_path):
     assert read_state(store.folder(config) / runs.CHECKPOINT)["step"] > second.record["step"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_leaves_all_resumable(tmp_path, number):
     process = start(tmp_path, 3, steps=4000)
     store = Store(tmp_path)

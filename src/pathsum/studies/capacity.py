@@ -131,8 +131,8 @@ class Capacity:
 
 PRESETS: dict[Preset, Capacity] = {
     "paper": Capacity(),
-    # Some 20 minutes of two cores: `--dry-run` times a step, and says 3 min for 2,500 steps of a run on two cores kept
-    # busy; 21 runs x 1,500 steps of that are 38 min of one core, 19 of two, and the other 9 runs fail within their first
+    # Some 20 minutes of two cores: `--dry-run` times a step, and says 3 min for 2,500 steps of a run on two busy cores;
+    # 21 runs x 1,500 steps of that are 38 min of one core, 19 of two, and the other 9 runs fail within their first
     # steps. An evaluation on 1,400 images takes as long as 7 steps, complexity as long as 5. 1,500 steps are 60 epochs
     # of 1,600 images, the paper's are 128.
     "small": Capacity(
