@@ -295,7 +295,7 @@ def one_process(tmp_path):
 
 
 def step(net, call):
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
     for _ in range(2):
         optimizer.zero_grad()
         call(X).square().sum().backward()
@@ -331,6 +331,8 @@ def test_fully_sharded(one_process, rule, blocks):
     for a, b in zip(net.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.full_tensor(), b)
     torch.testing.assert_close(net.lam, plain.lam)
+    with torch.no_grad():
+        torch.testing.assert_close(net.eval()(X), plain.eval()(X))  # a mode that is new, recorded as it is sharded
     assert f"{net.lam[1].item():.4g}" in repr(net)
     assert "lam_values" in net.state_dict()
 

@@ -66,6 +66,10 @@ def draw_joins(ax: Axes, anatomy: Anatomy) -> None:
     if tall:
         ax.set_yscale("symlog", linthresh=float(np.median(heights)))
         ax.set_ylim(-0.3 * float(np.median(heights)), 3 * top)
+    else:
+        from matplotlib.ticker import MaxNLocator
+
+        ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_title(title(anatomy), loc="left", fontsize=11)
     legend(ax, bool(mapped), bool(anatomy.units))
 

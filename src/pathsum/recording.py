@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .care import tensors_in
+from .care import called_by_sharding, is_sharded, tensors_in
 from .ends import Reads
 from .functions import (
     ADDITIONS,
@@ -48,6 +48,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.names = {id(m): n for n, m in model.named_modules()}
+        self.sharded = is_sharded(model)
         self.graph = Graph()
         self.nodes = self.graph.nodes
         self.reads = Reads(model)
@@ -76,6 +77,8 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if ignored(func) or counts(func, args):
             return self.marked(func, args, func(*args, **kwargs))
+        if self.sharded and called_by_sharding():
+            return func(*args, **kwargs)
         read = args[:1] if func in SHAPED_LIKE else (args, kwargs)
         inputs = [n for t in tensors_in(read) if (n := self.node_of(t)) is not None]
         operands = [self.node_of(a) for a in args]
