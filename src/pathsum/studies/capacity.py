@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pathsum.errors import PathsumError
 from pathsum.nets.tower import Encoder, Init
 from pathsum.scaling import parse_rule
-from pathsum.studies.study import Evidence
-from pathsum.studies.table1 import DIGITS_VALIDATION
+from pathsum.studies.study import DIGITS_VALIDATION, Evidence, on_data
 from pathsum.sweeping.config import RunConfig
 from pathsum.train import TrainConfig
 from pathsum.training.options import Precision
@@ -166,13 +165,5 @@ HOW: dict[str, dict[str, Any]] = {"small": {"stack": 5}, "smoke": {"stack": 5}}
 
 
 def preset(name: Preset, data: str = "") -> Capacity:
-    """A preset on other data; `small` runs on the digits where none are given, which needs no download.
-
-    On the digits all 898 images are used and none is augmented: eight pixels leave no room.
-    """
-    study = PRESETS[name]
-    data = data or study.data or ("digits" if name == "small" else "")
-    if data == "digits" and study.data != "digits":
-        held_out = min(study.val_size, DIGITS_VALIDATION)
-        study = replace(study, train_limit=None, test_limit=None, val_size=held_out, augment=False)
-    return replace(study, data=data)
+    """A preset on other data, see `on_data`."""
+    return on_data(PRESETS[name], data, name=name)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pathsum.errors import PathsumError
 from pathsum.nets.memory import Mode
 from pathsum.nets.tower import Encoder, Init
-from pathsum.studies.study import Evidence
+from pathsum.studies.study import DIGITS_VALIDATION, Evidence, on_data
 from pathsum.sweeping.config import RunConfig
 from pathsum.train import TrainConfig
 from pathsum.training.options import Precision
@@ -20,7 +20,6 @@ PAPER: dict[tuple[str, str], dict[int, str]] = {  # percent ± standard error
     ("none", "1/n"): {10: "87.87 ± 0.1", 100: "87.53 ± 0.2", 1000: "81.52 ± 0.4"},
     ("none", "1/sqrt(n)"): {10: "88.0 ± 0.1", 100: "89.02 ± 0.09", 1000: "86.82 ± 0.3"},
 }
-DIGITS_VALIDATION = 98  # of the 898 training images of the digits: leaves 800
 Preset = Literal["paper", "h200", "small", "smoke"]
 
 
@@ -204,13 +203,5 @@ HOW: dict[str, dict[str, Any]] = {"h200": {"stack": 15, "workers": 1}, "small": 
 
 
 def preset(name: Preset, data: str = "") -> Table1:
-    """A preset on other data; `small` runs on the digits where none are given, which needs no download.
-
-    On the digits all 898 images are used and none is augmented: eight pixels leave no room.
-    """
-    study = PRESETS[name]
-    data = data or study.data or ("digits" if name == "small" else "")
-    if data == "digits" and study.data != "digits":
-        held_out = min(study.val_size, DIGITS_VALIDATION)
-        study = replace(study, train_limit=None, test_limit=None, val_size=held_out, augment=False)
-    return replace(study, data=data)
+    """A preset on other data, see `on_data`."""
+    return on_data(PRESETS[name], data, name=name)
