@@ -1,4 +1,4 @@
-"""Architectures beyond the zoo: the joins their definition implies, lengths that add up, a first order that is a slope."""
+"""Architectures beyond the zoo: their joins as defined, lengths that add up, a first order that is the slope."""
 
 import pytest
 import torch
