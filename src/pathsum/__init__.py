@@ -9,6 +9,7 @@ from .errors import PathsumError
 from .expansion import Expansion, Verdict, expand
 from .jets import jet
 from .knobs import Knobs, knobs
+from .lengths import PathLengths, average_path_length, path_lengths
 from .nets import ResidualMLP, ResidualTower, affine_base
 from .paths import path_counts, path_energy
 from .rules import register_rule
@@ -45,6 +46,9 @@ __all__ = [  # noqa: RUF022  (grouped by what one does with the knobs)
     # counting paths
     "path_counts",
     "path_energy",
+    "path_lengths",
+    "average_path_length",
+    "PathLengths",
     # networks, and training them
     "ResidualTower",
     "ResidualMLP",
