@@ -18,6 +18,7 @@ from .series import Series
 from .sites import Anatomy, Branch, Unit
 from .spectrum import Spectrum, spectrum
 from .train import FitResult, TrainConfig, fit
+from .unit_spectrum import UnitSpectrum, unit_spectrum
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,8 @@ __all__ = [  # noqa: RUF022  (grouped by what one does with the knobs)
     "path_lengths",
     "average_path_length",
     "PathLengths",
+    "unit_spectrum",
+    "UnitSpectrum",
     # networks, and training them
     "ResidualTower",
     "ResidualMLP",
