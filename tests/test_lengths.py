@@ -14,6 +14,9 @@ import pathsum as ps
 from pathsum import errors
 from tests import architectures as arch
 from tests.reference.walks import Net, Node, histogram
+from tests.zoo import Net as Zoo
+from tests.zoo.hf import TRANSFORMERS
+from tests.zoo.own import OWN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAIN = np.polynomial.polynomial
@@ -130,17 +133,21 @@ def test_cifar_resnet20() -> None:
     assert found.mean == pytest.approx(1 + 7 * 1.5 + 2 * 1.75, abs=1e-12)
     assert ps.average_path_length(net, alpha=1.0) == 0
     # every output: 10 logits, from 3 input channels through 19 convolutions by the longest path
-    assert found.counts[19] == 10 * 64 * 3 * 16 ** (1 + 6) * 16 * 32**5 * 32 * 64**5
+    assert found.counts[19] == 10 * 64 * 3 * 16**6 * 16 * 32**5 * 32 * 64**5
 
 
 def test_transformers_count_their_mlps() -> None:
     # attention carries the walk along its values and has no unit: ½ + ½ = 1; an MLP gives ½ + ½t
-    for make in (arch.PreLNTransformer, arch.PostLNTransformer):
-        net = make().double().eval()
-        x = torch.randint(5, (2, 4)) if isinstance(net, arch.PostLNTransformer) else None
-        found = ps.path_lengths(net, *([x] if x is not None else [torch.randn(2, 5, 6).double()]))
-        n = found.num_units
-        np.testing.assert_allclose(found.histogram, [math.comb(n, k) / 2**n for k in range(n + 1)], atol=1e-12)
+    for net, x in (
+        (arch.PreLNTransformer(depth=3), torch.randint(11, (2, 5))),
+        (arch.PostLNTransformer(depth=3), torch.randn(2, 4, 6)),
+    ):
+        found = ps.path_lengths(net.eval(), x)
+        np.testing.assert_allclose(found.histogram, [1 / 8, 3 / 8, 3 / 8, 1 / 8], atol=1e-15)
+    # of the first block alone: 8 outputs of 8 features each by the skips, 16·8 more ways through the MLP
+    one = ps.path_lengths(arch.PostLNTransformer(depth=1).eval(), torch.randn(2, 4, 6))
+    into = 6 + 8 * 8 * 6  # to a feature after the attention: by the skip, or by a value of each of 8 features
+    assert one.counts == (5 * 8 * into, 5 * 8 * 16 * 8 * into)
 
 
 def test_attention_fused_written_out_and_of_torch_agree() -> None:
@@ -206,6 +213,29 @@ def test_norms_leave_a_walk_alone(written: bool) -> None:
     assert found.counts == (18, 6)
 
 
+@pytest.mark.parametrize(
+    "phi",
+    [
+        lambda a: a * torch.sigmoid(a),
+        lambda a: 0.5 * a * (1.0 + torch.tanh(0.8 * (a + 0.045 * torch.pow(a, 3.0)))),
+        lambda a: torch.tanh(F.softplus(a) / 2),
+    ],
+    ids=["silu", "gelu", "two-units"],
+)
+def test_activations_written_out_are_passed_once(phi) -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(phi(self.a(x)))
+
+    found = ps.path_lengths(Written().eval(), torch.randn(2, 3))
+    assert found.mean == found.num_units
+    assert found.counts[-1] == sum(found.counts) == 24
+
+
 def test_channels_keep_their_units_through_moves() -> None:
     class Moved(nn.Module):
         def __init__(self, linear: bool) -> None:
@@ -246,12 +276,29 @@ def test_counts_of_a_deep_net_are_exact() -> None:
     assert found.mean_by_count == depth
 
 
-@pytest.mark.parametrize("make", [arch.DenselyConnected, arch.VGG, arch.PlainNet])
-def test_real_blocks_give_distributions(make) -> None:
-    found = ps.path_lengths(make().eval(), torch.randn(2, 3, 8, 8))
+# NAPL worked out by hand: 2 layers of ½·1 in an MLP; of ¼ where attention and MLP are added to the skip together
+KNOWN = {"gpt2": 1, "gpt-neo": 1, "gpt-neox": 0.5, "gpt-j": 0.5, "opt": 1, "llama": 0.5, "bert": 1, "vit": 1, "swin": 2}
+
+
+def check_distribution(name: str, zoo: Zoo) -> None:
+    found = ps.path_lengths(ps.knobs(zoo.build().eval(), *zoo.inputs, **zoo.named))
+    if name in KNOWN:
+        assert found.mean == pytest.approx(KNOWN[name], abs=1e-12)
     assert found.histogram.sum() == pytest.approx(1, abs=1e-13)
     assert found.count_shares.sum() == pytest.approx(1, abs=1e-13)
     assert all(isinstance(c, int) for c in found.counts)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_architecture_has_a_distribution(name: str) -> None:
+    check_distribution(name, OWN[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_every_transformer_has_a_distribution(name: str) -> None:
+    pytest.importorskip("transformers")
+    check_distribution(name, TRANSFORMERS[name])
 
 
 def test_results_show_themselves() -> None:

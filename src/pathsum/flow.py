@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 KEPT = 1 << 16  # numbers in an index tensor that is kept as it is
-PLAIN = (int, float, bool, str, type(None), slice, type(...), torch.dtype, torch.layout, torch.memory_format)
+PLAIN = (int, float, str, type(None), slice, type(...), torch.Size, torch.dtype, torch.layout, torch.memory_format)
 Template = Any  # arguments of a call, with `Ref` and `Fixed` in the place of tensors
 
 
@@ -60,7 +60,7 @@ def template(value: Any, node_of: Callable[[Tensor], int | None]) -> Template:
             return Ref(number)
         index = not (value.is_floating_point() or value.is_complex() or value.is_meta) and value.numel() <= KEPT
         return value.detach().clone() if index else Fixed(tuple(value.shape))
-    if isinstance(value, torch.Size) or isinstance(value, PLAIN):
+    if isinstance(value, PLAIN):
         return value
     if isinstance(value, list | tuple):  # x[[0, 1]] is not x[0, 1]
         made = [template(v, node_of) for v in value]

@@ -51,9 +51,7 @@ class UnitRun(Run):
         checked = net.check_lam(lam)
         if isinstance(checked, Series):
             raise PathsumError("unit_spectrum counts units: λ is a number for each branch there, not a series")
-        super().__init__(
-            net.calls(inputs, kwargs), checked, net.check_alpha(alpha), sharded=is_sharded(net.model)
-        )
+        super().__init__(net.calls(inputs, kwargs), checked, net.check_alpha(alpha), sharded=is_sharded(net.model))
         self.space = space
 
     def unit(self, site: Unit, func: Any, args: tuple, kwargs: dict) -> Any:

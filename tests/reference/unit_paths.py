@@ -60,9 +60,9 @@ def unit_terms(layers: nn.Sequential, x: Tensor, alphas: list[float | Tensor], u
 
 @torch.no_grad()
 def fitted_terms(layers: nn.Sequential, x: Tensor, alphas: list[float | Tensor], units: int) -> Tensor:
-    """The coefficients of the polynomial in t that the network is with the gates of t = 1: from its values on |t| = 1."""
+    """The polynomial in t that the network is with the gates of t = 1: from its values on |t| = 1."""
     n = units + 1
-    nodes = torch.exp(2j * torch.pi * torch.arange(n) / n).to(torch.complex128)
+    nodes = torch.exp(2j * torch.pi * torch.arange(n, dtype=torch.float64) / n)
     values = [at(layers, x, x.to(torch.complex128), t, list(alphas))[1] for t in nodes]
     return torch.fft.fft(torch.stack(values), dim=0).real / n
 

@@ -170,7 +170,8 @@ def with_units(net: nn.Module, inputs: tuple, kwargs: dict[str, Any], gates: str
     knobbed = as_knobs(net, inputs, kwargs)
     if not knobbed.units:
         raise PathsumError(
-            f"{type(knobbed.model).__name__} has no nonlinear units (calls of ReLU, GELU, …): all its paths have length 0"
+            f"{type(knobbed.model).__name__} has no nonlinear units (calls of ReLU, GELU, …): "
+            "all its paths have length 0"
         )
     return knobbed
 

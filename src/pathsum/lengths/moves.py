@@ -63,9 +63,7 @@ def read(found: Tensor, states: Sequence[State], sizes: Sequence[tuple[int, ...]
     target = tuple(found.shape)
     polys = padded([s.poly for s in states])
     width = polys[0].shape[-1]
-    tables = [
-        np.broadcast_to(p, (*size, width)).reshape(-1, width) for p, size in zip(polys, sizes, strict=True)
-    ]
+    tables = [np.broadcast_to(p, (*size, width)).reshape(-1, width) for p, size in zip(polys, sizes, strict=True)]
     table = np.concatenate([np.zeros((1, width), polys[0].dtype), *tables])
     feature = []
     for axis in range(len(target)):

@@ -31,25 +31,31 @@ class Walk:
         self.units = {u.step: u for u in anatomy.units}
         self.strength = [0] * len(self.values)  # as a gate: 1 of a·g(a), 2 of a squashing unit, 3 of a softmax
         self.statistic = [False] * len(self.values)  # a mean, a norm, … that no layer or unit has seen since
+        self.origin: list[int] = []  # the tensor of which each is a function element by element
         for number, value in enumerate(self.values):
             self.grade(number, value)
 
     def grade(self, number: int, value: Value) -> None:
-        """Strength as a gate, and whether it is a statistic."""
+        """Strength as a gate, whether it is a statistic, and of which tensor it is a function element by element."""
+        self.origin.append(number)
         if value.step < 0 or not value.content:
             return
         func = self.anatomy.steps[value.step].func
         content = [i for i in value.inputs if self.values[i].content]
+        if func not in NOT_ELEMENTWISE and all(self.values[i].shape == value.shape for i in content):
+            origins = {self.origin[i] for i in content}
+            if len(origins) == 1:
+                (self.origin[number],) = origins
         if func in UNITS:
             self.strength[number] = 2 if UNITS[func] in kinds.SQUASHING else 1
         elif func in kinds.SOFTMAX:
             self.strength[number] = PATTERN
-        elif func not in WEIGHTED and func not in kinds.PRODUCTS and content:
-            self.strength[number] = self.strength[content[0]] if len(content) == 1 else 0
+        elif func not in WEIGHTED and content:
             self.statistic[number] = func in kinds.REDUCTIONS or all(self.statistic[i] for i in content)
-        elif func in kinds.MULTIPLICATIONS and content:
-            self.strength[number] = self.strength[content[0]] if len(content) == 1 else 0
-            self.statistic[number] = all(self.statistic[i] for i in content)
+            if len(content) == 1:
+                self.strength[number] = self.strength[content[0]]
+            elif self.origin[number] != number:  # of one tensor: a·g(a) written out
+                self.strength[number] = min(1, max(self.strength[i] for i in content))
 
     def carriers(self, number: int) -> tuple[int, ...]:
         """The tensors that a walk may go on to from here."""
@@ -92,9 +98,12 @@ class Walk:
         numbers = without([i for i in numbers if self.statistic[i] and self.values[i].shape != shape])
         if product:
             numbers = without([i for i in numbers if self.strength[i] == PATTERN])
-            if self.gates == "value" and len(numbers) == 2:
-                a, b = numbers
-                numbers = [b] if self.strength[a] > self.strength[b] else [a]
+        if len(numbers) > 1 and len({self.origin[i] for i in numbers}) == 1:  # an activation written out, or part of it
+            bent = [i for i in numbers if self.strength[i]]
+            numbers = (bent if product else numbers) if bent else numbers[:1]
+        if product and self.gates == "value" and len(numbers) == 2:
+            a, b = numbers
+            numbers = [b] if self.strength[a] > self.strength[b] else [a]
         return tuple(numbers)
 
     def call(self, number: int, states: dict[int, State]) -> Call:
@@ -147,6 +156,10 @@ ONE_ARGUMENT = (
     kinds.FIRST, kinds.MOVES, kinds.SOFTMAX,
 )  # fmt: skip
 ALWAYS_REFUSED = RECURRENT | kinds.REFUSED
+NOT_ELEMENTWISE = frozenset().union(
+    WEIGHTED, NORMS, kinds.MATMUL, kinds.ADDED_MATMUL, kinds.EINSUM, kinds.ATTENTION, kinds.SOFTMAX, kinds.POOLS,
+    kinds.REDUCTIONS, kinds.CONCATENATIONS, kinds.STACKS, kinds.HALVES, kinds.MOVES, kinds.REFUSED,
+)  # fmt: skip
 
 
 def share_of(unit: Unit, alpha: float | Tensor, x: State) -> Any:
