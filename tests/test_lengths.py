@@ -85,6 +85,32 @@ def test_random_graphs(graph: tuple[int, list[Node]]) -> None:
     check(*graph)
 
 
+def test_a_single_channel_is_a_feature_too() -> None:
+    # the skip of one channel is padded to two: no path leads to the second, which reads the branch alone
+    conv, unit = Node("conv", (0,), 1), Node("unit", (1,), 1, linear=(False,))
+    wide = [
+        Node("conv", (2,), 2),
+        Node("pad", (2,), 2),
+        Node("add", (3, 4), 2),
+        Node("unit", (5,), 2, linear=(False, True)),
+    ]
+    check(2, [conv, unit, *wide])
+
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b, c = F.relu(x).transpose(1, 3).chunk(3, 3)
+            b = F.relu(b).transpose(1, 3)
+            return self.last(torch.cat([a.movedim(3, 1), b, F.relu(c).permute(0, 3, 2, 1)], 1))
+
+    found = ps.path_lengths(Apart().eval(), torch.randn(2, 3, 4, 4), alpha=[torch.tensor([0.0, 0.0, 1.0]), 0.0, 0.0])
+    np.testing.assert_allclose(found.histogram, [0, 2 / 3, 1 / 3], atol=1e-15)
+    assert found.counts == (0, 4, 2)
+
+
 def test_a_skip_over_four_layers_of_width_four() -> None:
     # one feature of the output: the skip ½, and 4⁴ = 256 others, ½·4⁻⁴ = 1/512 each; counted alike all have 1/257
     layers = [m for _ in range(4) for m in (nn.Linear(4, 4), nn.ReLU())]

@@ -39,4 +39,13 @@ MOVES = _functions(
     "roll index_select gather take_along_dim unfold pixel_shuffle pixel_unshuffle channel_shuffle ravel diagonal "
     "view_as reshape_as atleast_1d atleast_2d atleast_3d adjoint"
 ) | dict.fromkeys(DATA_GETTERS, "T")
+PERMUTING = _functions("permute transpose t swapaxes swapdims movedim moveaxis rot90 adjoint") | dict.fromkeys(
+    DATA_GETTERS, "T"
+)
+# Moves that keep each axis where it is.
+ALIGNED = PADS | _functions(
+    "__getitem__ __setitem__ narrow chunk split split_with_sizes tensor_split hsplit vsplit dsplit unsafe_chunk "
+    "unsafe_split expand broadcast_to repeat repeat_interleave tile flip fliplr flipud roll index_select gather "
+    "take_along_dim"
+)
 REFUSED = _functions("fft fft2 fftn ifft ifft2 ifftn rfft rfft2 irfft irfft2 cumsum cumprod bilinear")

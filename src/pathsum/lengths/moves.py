@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..care import tensors_in
 from ..flow import Fixed, Ref, Template, Value
+from .kinds import ALIGNED, PERMUTING
 from .state import State, padded
 
 
@@ -55,10 +56,23 @@ def moved(
         found = args[0] if func is torch.Tensor.__setitem__ else list(tensors_in(out))[slot]
     if tuple(found.shape) != target:
         raise ValueError(f"the result has shape {tuple(found.shape)}, not {target}")
-    return read(found, list(states.values()), list(sizes.values()))
+    single = single_features(func, call, next(iter(states.values())), target)
+    return read(found, list(states.values()), list(sizes.values()), single)
 
 
-def read(found: Tensor, states: Sequence[State], sizes: Sequence[tuple[int, ...]]) -> State:
+def single_features(func: Callable[..., Any], call: Template, x: State, target: tuple[int, ...]) -> list[bool]:
+    """Axes of the result that hold features where labels cannot tell: one feature before or after."""
+    n = len(target)
+    if len(x.shape) != n or (func not in ALIGNED and func not in PERMUTING):
+        return [False] * n
+    origin = list(range(n))
+    if func in PERMUTING:  # arguments that hold for any size: each axis made as long as its number tells
+        probe = torch.zeros([a + 1 for a in range(n)])
+        origin = [size - 1 for size in func(probe, *call[0][1:], **call[1]).shape]
+    return [x.feature[a] and (x.shape[a] == 1 or target[i] == 1) for i, a in enumerate(origin)]
+
+
+def read(found: Tensor, states: Sequence[State], sizes: Sequence[tuple[int, ...]], single: Sequence[bool]) -> State:
     """The state of a tensor of labels."""
     target = tuple(found.shape)
     polys = padded([s.poly for s in states])
@@ -69,7 +83,7 @@ def read(found: Tensor, states: Sequence[State], sizes: Sequence[tuple[int, ...]
     for axis in range(len(target)):
         first = found.narrow(axis, 0, 1)
         alike = bool((found == first).all()) if target[axis] else True
-        feature.append(not alike and axis_holds_features(found, axis))
+        feature.append(single[axis] or (not alike and axis_holds_features(found, axis)))
         found = first if alike else found
     index = found.long().numpy()
     return states[0].made(table[index], target, feature).without_positions()
