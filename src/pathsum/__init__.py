@@ -11,6 +11,7 @@ from .expansion import Expansion, Verdict, expand
 from .grow import Growth, grow
 from .jets import jet
 from .knobs import Knobs, knobs
+from .lengths import PathLengths, average_path_length, path_lengths
 from .nets import ResidualMLP, ResidualTower, affine_base
 from .observe import LightningObserver, Observer, TrainerObserver
 from .paths import path_counts, path_energy
@@ -21,6 +22,7 @@ from .shrink import Shrinkage, shrink
 from .sites import Anatomy, Branch, Unit
 from .spectrum import Spectrum, spectrum
 from .train import FitResult, TrainConfig, fit
+from .unit_spectrum import UnitSpectrum, unit_spectrum
 
 __version__ = "0.1.0"
 
@@ -57,6 +59,11 @@ __all__ = [  # noqa: RUF022  (grouped by what one does with the knobs)
     # counting paths
     "path_counts",
     "path_energy",
+    "path_lengths",
+    "average_path_length",
+    "PathLengths",
+    "unit_spectrum",
+    "UnitSpectrum",
     # networks, and training them
     "ResidualTower",
     "ResidualMLP",
