@@ -57,6 +57,20 @@ def fit(
     Raises `CheckpointError` (the folder's run has another configuration), `OutputError` (folder not empty or
     not writable, disk full; the last checkpoint stays good), `DataError` (model and data do not fit).
     """
+    return run_training(Training, model, data, config, out=out, resume=resume, progress=progress)
+
+
+def run_training(
+    kind: type[Training],
+    model: nn.Module,
+    data: Dataset,
+    config: TrainConfig,
+    *,
+    out: str | Path | None,
+    resume: bool,
+    progress: bool | None,
+) -> FitResult:
+    """`fit` with a loop of any kind."""
     check_fit(model, data, config)
     check_out(config, out)
     device = placement(model)[0]
@@ -72,6 +86,6 @@ def fit(
         stack.enter_context(private_randomness(config.seed, device))
         stack.enter_context(mode(model, training=True))
         stack.enter_context(channels_last(model, device, config.precision))
-        training = Training(model, data, config, device, folder, signals)
+        training = kind(model, data, config, device, folder, signals)
         stack.callback(training.close)
         return training.run(progress)
