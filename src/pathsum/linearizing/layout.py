@@ -90,14 +90,10 @@ def _picked(names: Sequence[str], kinds: Sequence[str], recorder: Recorder, chos
     picked: set[int] = set()
     others = {f"{module}.{kind}" if module else kind: kind for kind, module in _not_elementwise(recorder)}
     for pattern in chosen:
-        found = {
-            i
-            for i, (name, kind) in enumerate(zip(names, kinds, strict=True))
-            if fnmatchcase(name, pattern) or kind == pattern or name.startswith(pattern + ".")
-        }
+        found = {i for i, (name, kind) in enumerate(zip(names, kinds, strict=True)) if matches(pattern, name, kind)}
         if not found:
             for name, kind in others.items():
-                if fnmatchcase(name, pattern) or kind == pattern or name.startswith(pattern + "."):
+                if matches(pattern, name, kind):
                     raise PathsumError(
                         f"units={pattern!r} is {kind} ('{name}'), which is not elementwise: αa + (1−α)φ(a) needs a "
                         f"function of one number; choose among the {len(names)} units that net.units lists"
@@ -109,6 +105,11 @@ def _picked(names: Sequence[str], kinds: Sequence[str], recorder: Recorder, chos
     if not picked:
         raise NoUnitsError("units=[] chooses nothing: name units, or leave it out for all of the ReLU family")
     return picked
+
+
+def matches(pattern: str, name: str, kind: str) -> bool:
+    """Whether a pattern is a call's name or kind, or the module it is in."""
+    return pattern in (name, kind) or fnmatchcase(name, pattern) or name.startswith(pattern + ".")
 
 
 def _not_elementwise(recorder: Recorder) -> list[tuple[str, str]]:
@@ -128,8 +129,8 @@ def _second(recorder: Recorder, number: int, ndim: int) -> bool:
         latest = max(waiting)
         waiting.remove(latest)
         node = recorder.nodes[latest]
-        if node.func in WEIGHTED or node.func in NORMS:
-            kind = WEIGHTED.get(node.func) or NORMS[node.func]
+        if node.weighted or node.func in NORMS:
+            kind = WEIGHTED.get(node.func) or NORMS.get(node.func, "")
             return kind.startswith(CHANNELS_SECOND)
         waiting |= set(node.inputs)
     return ndim in (4, 5)

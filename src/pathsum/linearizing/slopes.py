@@ -124,11 +124,12 @@ class Slopes(nn.Module):
             slopes.add_(slopes.grad, alpha=-options.alpha_lr)
         away = (1 - slopes).clamp_min_(0)
         left = proximal(away, options.alpha_lr * self.omega * self.prior, options.power)
-        near = (left < options.freeze) & ~held
+        band = max(options.freeze, EDGE)
+        near = (left < band) & ~held
         if self.budget is not None:
             frozen = self._within(self.budget, away, near, held, last=step >= self.ramp)
             # what the budget has no need of stays at the edge of the band
-            left = torch.where(near & ~frozen, left.clamp_min(max(options.freeze, EDGE)), left)
+            left = torch.where(near & ~frozen, left.clamp_min(band), left)
             near = frozen
         slopes.copy_(torch.where(near | held, torch.ones_like(slopes), 1 - left))
         self.control[1] = step
