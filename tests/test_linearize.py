@@ -322,7 +322,7 @@ def test_from_earlier_slopes_to_finer_ones(data, toy):
 
 
 def test_only_the_units_chosen(data, toy):
-    name = [unit.name for unit in ps.knobs(toy, torch.zeros(1, 1, 6, 6)).units][1]
+    name = ps.knobs(toy, torch.zeros(1, 1, 6, 6)).units[1].name
     made = linearize(toy, data, target_units=1.0, units=[name], alpha_lr=0.05, train=SHORT)
     assert made.alpha[0] == 0.0
     assert bool((made.alpha[1] == 1).all())
@@ -399,9 +399,9 @@ def test_a_command_killed_at_any_moment_resumes_bitwise(tmp_path):
     ]  # fmt: skip
     assert main([*asked, "--out", str(tmp_path / "whole")]) == 0
     command = [sys.executable, "-m", "pathsum.cli", *asked, "--out", str(tmp_path / "killed")]
+    path = tmp_path / "killed" / runs.CHECKPOINT
     for _ in range(3):
         process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        path = tmp_path / "killed" / runs.CHECKPOINT
         before = path.stat().st_mtime if path.is_file() else 0.0
         wait_for(lambda before=before: path.is_file() and path.stat().st_mtime > before, 120)
         process.send_signal(signal.SIGKILL)
@@ -449,7 +449,7 @@ def test_what_is_not_elementwise_is_refused(data):
 
 
 def test_a_budget_below_the_reachable_is_refused(data, toy):
-    name = [unit.name for unit in ps.knobs(toy, torch.zeros(1, 1, 6, 6)).units][0]
+    name = ps.knobs(toy, torch.zeros(1, 1, 6, 6)).units[0].name
     with pytest.raises(PathsumError, match="target_units is 0.5, below the reachable: .* 1 are left"):
         linearize(toy, data, target_units=0.5, units=[name])
     with pytest.raises(PathsumError, match="target_relus is -1.0|target_relus is -1"):

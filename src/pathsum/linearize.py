@@ -19,7 +19,7 @@ from .data import Dataset, normalize
 from .errors import ControlFlowError, DataError, PathsumError
 from .knobs import Knobs, as_knobs
 from .linearizing.books import SlopeTraining
-from .linearizing.budget import Budget, counted
+from .linearizing.budget import Budget, counted, remembered
 from .linearizing.layout import By, observe, sites_of
 from .linearizing.options import LinearizeOptions
 from .linearizing.result import RECORD, Linearized, load_alpha
@@ -148,7 +148,7 @@ def prepare(
         model.start(read_alpha(alpha, knobbed))
     if options.target is not None:
         kind, target = options.target
-        model.budget = Budget(kind, target, measure(kind, model, x))
+        model.budget = Budget(kind, target, measure(kind, model))
         model.budget.check(model.slopes.detach() == 1)
     model.config = {
         "linearize": {key: value for key, value in asdict(options).items() if value is not None},
@@ -160,9 +160,13 @@ def prepare(
     return model
 
 
-def measure(kind: str, model: Slopes, x: Tensor) -> Callable[[Tensor], float]:
+def measure(kind: str, model: Slopes) -> Callable[[Tensor], float]:
     """What a budget counts, of a mask of slopes."""
-    return counted(model.sites, kind, model.slopes.device)
+    if kind != "length":
+        return counted(model.sites, kind, model.slopes.device)
+    from .lengths import average_path_length
+
+    return remembered(lambda linear: average_path_length(model.net, alpha=model.alpha(linear)))
 
 
 def example(net: nn.Module, data: Dataset) -> Tensor:

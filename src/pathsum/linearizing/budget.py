@@ -12,6 +12,7 @@ from ..errors import PathsumError
 from .layout import Site
 
 SLACK = 1e-9  # of rounding, when a value is compared with its target
+KEPT = 64  # masks whose value is remembered
 GAIN = 8.0  # of the integral control: ln ω moves by it over a ramp on which everything lags
 
 
@@ -23,14 +24,9 @@ class Budget:
     target: float
     value: Callable[[Tensor], float]
 
-    @property
-    def most(self) -> float:
-        """The target, and rounding."""
-        return self.target * (1 + SLACK) + SLACK
-
     def met(self, linear: Tensor) -> bool:
         """Whether no more than the target is left."""
-        return self.value(linear) <= self.most
+        return self.value(linear) <= self.target * (1 + SLACK) + SLACK
 
     def enough(self, linear: Tensor, candidates: Tensor) -> int:
         """How many of the candidates (indices, in this order) to make linear: the first number that meets the target.
@@ -77,6 +73,21 @@ def counted(sites: Sequence[Site], kind: str, device: torch.device) -> Callable[
     """The value of a budget in units or scalars."""
     cost, fixed = costs(sites, kind, device)
     return lambda linear: fixed + float(cost.masked_fill(linear, 0.0).sum())
+
+
+def remembered(value: Callable[[Tensor], float]) -> Callable[[Tensor], float]:
+    """A value that is dear, kept for the last masks: step after step most are the same."""
+    known: dict[bytes, float] = {}
+
+    def of(linear: Tensor) -> float:
+        key = linear.cpu().numpy().tobytes()
+        if key not in known:
+            if len(known) >= KEPT:
+                known.clear()
+            known[key] = value(linear)
+        return known[key]
+
+    return of
 
 
 def first_omega(steps: int, alpha_lr: float, power: float) -> float:

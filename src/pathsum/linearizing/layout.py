@@ -109,7 +109,9 @@ def _picked(names: Sequence[str], kinds: Sequence[str], recorder: Recorder, chos
 
 def matches(pattern: str, name: str, kind: str) -> bool:
     """Whether a pattern is a call's name or kind, or the module it is in."""
-    return pattern in (name, kind) or fnmatchcase(name, pattern) or name.startswith(pattern + ".")
+    return (
+        pattern in (name, kind, name.partition("#")[0]) or fnmatchcase(name, pattern) or name.startswith(pattern + ".")
+    )
 
 
 def _not_elementwise(recorder: Recorder) -> list[tuple[str, str]]:

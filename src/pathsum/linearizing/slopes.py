@@ -51,7 +51,6 @@ class Slopes(nn.Module):
         self.budget: Budget | None = None
         omega = options.omega[0] if options.omega else first_omega(self.ramp, options.alpha_lr, options.power)
         self.register_buffer("control", torch.tensor([omega, 0, 0, 0], dtype=torch.float64))
-        self._values: dict[int, float] = {}
         self.whole: list[bool] | None = None  # of each chosen unit: every slope is 1
         self.register_load_state_dict_post_hook(lambda module, keys: module.forget())  # type: ignore[operator]
 
@@ -67,7 +66,7 @@ class Slopes(nn.Module):
 
     def forget(self) -> None:
         """The slopes were changed from outside."""
-        self.whole, self._values = None, {}
+        self.whole = None
 
     def train(self, mode: bool = True) -> Slopes:
         super().train(mode)
@@ -145,16 +144,8 @@ class Slopes(nn.Module):
             order = order[(~held if last else near)[order]]
             frozen[order[: budget.enough(held, order)]] = True
             self.control[2] += int((frozen & ~near).sum())
-            self.control[3] = float(self.value(held | frozen) <= budget.most)
+            self.control[3] = float(budget.met(held | frozen))
         return frozen
-
-    def value(self, linear: Tensor) -> float:
-        """What the budget counts, remembered by the number of slopes: within a run the mask only grows."""
-        assert self.budget is not None
-        num = int(linear.sum())
-        if num not in self._values:
-            self._values = {key: v for key, v in self._values.items() if key == 0} | {num: self.budget.value(linear)}
-        return self._values[num]
 
     def _set_omega(self, step: int, linear: Tensor) -> None:
         options, budget = self.options, self.budget
@@ -164,7 +155,7 @@ class Slopes(nn.Module):
         elif bool(self.control[3]):
             self.control[0] = 0.0
         else:
-            whole = self.value(torch.zeros_like(linear))
+            whole = budget.value(torch.zeros_like(linear))
             wanted = whole - (whole - budget.target) * min(1.0, step / self.ramp)
-            lag = (self.value(linear) - wanted) / max(whole - budget.target, 1e-12)
+            lag = (budget.value(linear) - wanted) / max(whole - budget.target, 1e-12)
             self.control[0] = controlled(self.omega, max(-1.0, min(1.0, lag)), self.ramp)
