@@ -279,6 +279,17 @@ def test_a_budget_is_met_and_not_passed(data, toy, by, target, left):
     assert made.history[-1]["relus"] == made.relus
 
 
+@pytest.mark.parametrize("by", ["channel", "layer"])
+def test_a_path_length_is_met(data, by):
+    net = ps.ResidualMLP(3, 4, in_features=36, num_classes=3, seed=0)
+    assert ps.average_path_length(ps.knobs(net, torch.zeros(1, 36))) == pytest.approx(1.5)
+    made = linearize(net, data, by, target_length=1.0, alpha_lr=0.05, train=SHORT)
+    length = ps.average_path_length(made.net, alpha=made.alpha)
+    assert made.reached
+    assert (length == pytest.approx(1.0)) if by == "layer" else (0.8 < length <= 1.0 + 1e-9)  # ½ a unit, ⅛ a channel
+    assert made.history[-1]["omega"] == 0
+
+
 def test_the_first_slopes_that_meet_a_budget_are_enough():
     cost = torch.tensor([3.0, 1.0, 1.0, 1.0])
     budget = Budget("relus", 3.0, lambda linear: float(cost[~linear].sum()))

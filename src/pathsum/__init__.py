@@ -9,6 +9,7 @@ from .errors import PathsumError
 from .expansion import Expansion, Verdict, expand
 from .jets import jet
 from .knobs import Knobs, knobs
+from .lengths import PathLengths, average_path_length, path_lengths
 from .linearize import Linearized, linearize
 from .nets import ResidualMLP, ResidualTower, affine_base
 from .paths import path_counts, path_energy
@@ -18,6 +19,7 @@ from .series import Series
 from .sites import Anatomy, Branch, Unit
 from .spectrum import Spectrum, spectrum
 from .train import FitResult, TrainConfig, fit
+from .unit_spectrum import UnitSpectrum, unit_spectrum
 
 __version__ = "0.1.0"
 
@@ -49,6 +51,11 @@ __all__ = [  # noqa: RUF022  (grouped by what one does with the knobs)
     # counting paths
     "path_counts",
     "path_energy",
+    "path_lengths",
+    "average_path_length",
+    "PathLengths",
+    "unit_spectrum",
+    "UnitSpectrum",
     # networks, and training them
     "ResidualTower",
     "ResidualMLP",

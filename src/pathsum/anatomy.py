@@ -9,6 +9,7 @@ is watched by a `TorchFunctionMode`, and the model is left as it was.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from .care import refuse_compiled, tensors_in, untouched
 from .ends import Tail, fusions
 from .errors import PathsumError
+from .flow import Flow, Value
 from .functions import FRESH, NORMS, UNITS
 from .graph import Join
 from .naming import common_prefix, numbered
@@ -24,6 +26,7 @@ from .recording import Recorder
 from .sites import Anatomy, Branch, Step
 from .stages import stages_of
 from .units import units_of
+from .values import Output, pick
 
 
 def anatomy(model: nn.Module, *inputs: Any, **kwargs: Any) -> Anatomy:
@@ -35,8 +38,8 @@ def anatomy(model: nn.Module, *inputs: Any, **kwargs: Any) -> Anatomy:
     return record(model, inputs, kwargs)[0]
 
 
-def record(model: nn.Module, inputs: tuple, kwargs: dict) -> tuple[Anatomy, Any]:
-    """Run the model once; its anatomy and what it returned."""
+def record(model: nn.Module, inputs: tuple, kwargs: dict, output: Output = None) -> tuple[Anatomy, Any]:
+    """Run the model once; its anatomy and what it returned. `output` says where the flow of data ends."""
     if not isinstance(model, nn.Module):
         raise PathsumError(
             f"anatomy needs a torch.nn.Module, got {type(model).__name__}: "
@@ -48,10 +51,10 @@ def record(model: nn.Module, inputs: tuple, kwargs: dict) -> tuple[Anatomy, Any]
         recorder.add_input(t)
     with untouched(model), torch.no_grad(), recorder:
         out = model(*inputs, **kwargs)
-    return _assemble(recorder, model, out), out
+    return _assemble(recorder, model, out, output), out
 
 
-def _assemble(recorder: Recorder, model: nn.Module, out: Any) -> Anatomy:
+def _assemble(recorder: Recorder, model: nn.Module, out: Any, output: Output) -> Anatomy:
     nodes, joins = recorder.nodes, recorder.joins
     readers: list[list[int]] = [[] for _ in nodes]
     for j, node in enumerate(nodes):
@@ -96,7 +99,17 @@ def _assemble(recorder: Recorder, model: nn.Module, out: Any) -> Anatomy:
     steps = tuple(
         Step(func, module, depths[i], tuple(last.get(i, ()))) for i, (func, module) in enumerate(recorder.steps)
     )
-    return Anatomy(branches, units, steps, scalings, fusions(recorder, readers, kept))
+    return Anatomy(branches, units, steps, scalings, fusions(recorder, readers, kept), _flow(recorder, out, output))
+
+
+def _flow(recorder: Recorder, out: Any, output: Output) -> Flow:
+    """The graph of the run, and the tensor in it that the output is."""
+    end = None
+    for choice in (output, None):
+        with suppress(Exception):  # `output` may be the user's function: its error is raised where the output is needed
+            end = recorder.node_of(pick(out, choice)) if end is None else end
+    values = tuple(Value(n.step, n.slot, n.inputs, n.shape, n.content) for n in recorder.nodes)
+    return Flow(values, recorder.calls, end)
 
 
 def _join_name(join: Join) -> str:

@@ -27,6 +27,7 @@ class Node:
     still: bool = False  # the call leaves the values as they are
     content: bool = True  # depends on the numbers of an input; a mask or token ids alone are none
     shape: tuple[int, ...] = ()
+    slot: int = 0  # which of the tensors that the call made
 
 
 @dataclass

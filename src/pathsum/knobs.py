@@ -369,7 +369,7 @@ def knobs(
     >>> [b.name for b in net.branches]
     ['blocks.0.add', 'blocks.1.add', 'blocks.2.add']
     """
-    found, out = record(model, inputs, kwargs)
+    found, out = record(model, inputs, kwargs, output)
     net = Knobs(model, found, output)
     with untouched(model), torch.no_grad():
         again = net.run(inputs, kwargs)[0]

@@ -18,6 +18,7 @@ from . import runs
 from .data import Dataset, normalize
 from .errors import ControlFlowError, DataError, PathsumError
 from .knobs import Knobs, as_knobs
+from .lengths import average_path_length
 from .linearizing.books import SlopeTraining
 from .linearizing.budget import Budget, counted, remembered
 from .linearizing.layout import By, observe, sites_of
@@ -164,8 +165,6 @@ def measure(kind: str, model: Slopes) -> Callable[[Tensor], float]:
     """What a budget counts, of a mask of slopes."""
     if kind != "length":
         return counted(model.sites, kind, model.slopes.device)
-    from .lengths import average_path_length
-
     return remembered(lambda linear: average_path_length(model.net, alpha=model.alpha(linear)))
 
 

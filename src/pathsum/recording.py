@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from .care import tensors_in
 from .ends import Reads
+from .flow import Template, template
 from .functions import (
     ADDITIONS,
     MATRIX_PRODUCTS,
@@ -57,6 +58,7 @@ class Recorder(TorchFunctionMode):
         self.joins: list[Join] = []
         self.units: list[Call] = []
         self.noise: dict[int, weakref.ref] = {}
+        self.calls: dict[int, Template] = {}  # step -> its arguments, tensors replaced by their numbers
         self.scaled: dict[int, tuple[int, float]] = {}  # node of x·number -> its step, and the number
 
     def node_of(self, t: Any) -> int | None:
@@ -80,6 +82,7 @@ class Recorder(TorchFunctionMode):
         inputs = [n for t in tensors_in(read) if (n := self.node_of(t)) is not None]
         operands = [self.node_of(a) for a in args]
         join = self.join_at(func, args, kwargs) if func in ADDITIONS and len(inputs) > 1 else None
+        call = template((args, kwargs), self.node_of) if inputs else None  # a call in place changes its arguments
         out = func(*args, **kwargs)
         step = len(self.steps)
         module = self.module_path()
@@ -88,10 +91,11 @@ class Recorder(TorchFunctionMode):
         self.reads.see(args, kwargs, operands, inputs, out)
         if not inputs:  # parameters and constants among themselves: no part of the flow
             return self.marked(func, args, out)
+        self.calls[step] = call
         target = args[0] if func is torch.Tensor.__setitem__ else out
-        for t in tensors_in(target):
+        for slot, t in enumerate(tensors_in(target)):
             node = self.made_by(func, args, kwargs, inputs)
-            node.step, node.module = step, module
+            node.step, node.module, node.slot = step, module, slot
             number = self.add_node(t, node)
             if join is not None:
                 join.step, join.node, join.func, join.module, join.shape = step, number, func, module, node.shape

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .flow import Flow
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -84,6 +86,7 @@ class Anatomy:
     steps: tuple[Step, ...]
     scalings: dict[int, int] = field(repr=False, default_factory=dict)  # step of a branch's own multiplication -> join
     fusions: tuple[Fusion, ...] = field(repr=False, default=())
+    flow: Flow = field(repr=False, default_factory=Flow)
 
     def compare(self, other: Anatomy) -> str:
         """How the sites of another run of the model differ from these; empty where they are the same.

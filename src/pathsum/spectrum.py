@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .by_length import ByLength
 from .errors import LambdaError
 from .knobs import Lam
 from .paths import path_counts
-from .results import accuracy_of, check_count, relative_error, run_series
+from .results import check_count, run_series
 from .rules.recompute import CHOICES
 from .series import Series
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
 
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
+class Spectrum(ByLength):
     """f(x) = Σ_k v_k(x): v_k is the sum over all paths through exactly k residual branches, λ included.
 
     `terms` (n+1, batch, …), or (max_length+2, batch, …) with the last slot every longer path; `output` (batch, …) is
@@ -36,47 +34,7 @@ class Spectrum:
     num_branches: int
     longer: bool = False  # the last slot sums every longer path
 
-    @property
-    def lengths(self) -> list[str]:
-        """A label a slot: "0", "1", …, and ">K" for the last where it holds every longer path."""
-        names = [str(k) for k in range(len(self.terms))]
-        return [*names[:-1], f">{len(names) - 2}"] if self.longer else names
-
-    @cached_property
-    def conservation(self) -> float:
-        """‖Σ_k v_k − f‖/‖f‖ over the whole batch: rounding."""
-        return relative_error(self.terms.double().sum(0), self.output)
-
-    def energy(self) -> Tensor:
-        """‖v_k‖² per sample, (lengths, batch), float64."""
-        return self.terms.double().flatten(2).square().sum(2) if self.terms.ndim > 2 else self.terms.double().square()
-
-    def share(self) -> np.ndarray:
-        """Share of each length in Σ_k ‖v_k‖², summed over samples."""
-        total = self.energy().sum(1)
-        return (total / total.sum()).cpu().numpy()
-
-    def mean_length(self) -> float:
-        """Mean number of branches on a path, paths weighted by energy: Σ k‖v_k‖²/Σ‖v_k‖².
-
-        The slot of longer paths counts as its least length, so the mean is then a lower bound.
-        """
-        return float(np.arange(len(self.terms)) @ self.share())
-
-    def per_sample(self) -> pd.DataFrame:
-        """A row a sample: its mean path length, and the share of each length in its energy."""
-        import pandas as pd
-
-        energy = self.energy()
-        share = (energy / energy.sum(0).clamp_min(torch.finfo(torch.float64).tiny)).T.cpu().numpy()
-        table = pd.DataFrame(share, columns=pd.Index([f"length {name}" for name in self.lengths]))
-        table.insert(0, "mean_length", share @ np.arange(share.shape[1]))
-        table.index.name = "sample"
-        return table
-
-    def accuracy(self, y: Tensor | Sequence[int]) -> np.ndarray:
-        """Accuracy by longest path: of Σ_{j≤k} v_j for k = 0, 1, …, against labels y (batch,)."""
-        return accuracy_of(self.terms.cumsum(0), y)
+    counted: ClassVar[str] = "residual branches"
 
     def table(self, y: Tensor | Sequence[int] | None = None) -> pd.DataFrame:
         """A row a length: number of branch subsets, root-mean-square norm, share of energy, accuracy so far."""
@@ -87,47 +45,15 @@ class Spectrum:
         paths = [counts[k] if k < len(counts) else 0 for k in range(m)]
         if self.longer:
             paths[-1] = sum(counts[m - 1 :])
-        table = pd.DataFrame(
-            {
-                "length": self.lengths,
-                "paths": pd.Series(paths, dtype=object),
-                "norm": self.energy().mean(1).sqrt().cpu().numpy(),
-                "share": self.share(),
-            }
-        )
-        if y is not None:
-            table["accuracy"] = self.accuracy(y)
+        table = super().table(y)
+        table.insert(1, "paths", pd.Series(paths, dtype=object))
         return table
-
-    def plot(self, ax: Axes | None = None, *, y: Tensor | Sequence[int] | None = None) -> Axes:
-        """Share of each path length; with labels, the accuracy of paths up to that length beside it."""
-        from matplotlib import pyplot as plt
-        from matplotlib.ticker import MaxNLocator
-
-        ax = plt.subplots(figsize=(6, 4), layout="constrained")[1] if ax is None else ax
-        k = np.arange(len(self.terms))
-        ax.bar(k, self.share(), color="#9ecae1", label="share of energy")
-        ax.axvline(self.mean_length(), color="#3182bd", ls="--", label=f"mean length {self.mean_length():.1f}")
-        ax.set(xlabel="path length (residual branches passed)", ylabel="share of ‖v‖²")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        lines = ax.get_legend_handles_labels()
-        if y is not None:
-            right = ax.twinx()
-            right.plot(k, 100 * self.accuracy(y), "o-", color="#b2182b", ms=3, label="accuracy of paths up to here")
-            right.set(ylabel="accuracy (%)", ylim=(0, 100))
-            more = right.get_legend_handles_labels()
-            lines = (lines[0] + more[0], lines[1] + more[1])
-        ax.legend(*lines, loc="center right")
-        return ax
 
     def __repr__(self) -> str:
         return (
             f"Spectrum({self.num_branches} branches, {self.output.shape[0]} samples: mean path length "
             f"{'≥ ' if self.longer else ''}{self.mean_length():.2f}, sum off by {self.conservation:.1e})"
         )
-
-    def _repr_html_(self) -> str:
-        return f"<p>{self!r}</p>" + self.table().to_html(index=False)
 
 
 def recomputable(names: str | Collection[str]) -> frozenset[str]:
