@@ -115,8 +115,7 @@ class LinearizeCommand(LinearizeOptions, TrainOptions):
         if source is None:
             trained = f"was trained on {known['name']}" if "name" in known else "does not say what it was trained on"
             raise DataError(f"{target.name} {trained}: say where images lie with --data, such as --data cifar10:PATH")
-        limits = {"train_limit": self.train_limit, "test_limit": self.test_limit}
-        data = load(source, device=device, seed=self.seed, **limits)
+        data = load(source, device=device, train_limit=self.train_limit, test_limit=self.test_limit, seed=self.seed)
         same = known if known.get("name") == data.name else {}
         mean, std = (
             getattr(self, key) or getattr(target, key) or tuple(same.get(key) or ()) or getattr(data, key)

@@ -34,13 +34,14 @@ class SlopeRecord(Record):
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the weights; it carries the slopes, and leaves their step to `Slopes.advance`."""
-        still = {"lr": 0.0, "weight_decay": 0.0, "momentum": 0.0}
         weights = [p for p in self.parameters if p is not self.model.slopes]
         if weights:
             optimizer = make_optimizer(weights, self.config)
-            optimizer.add_param_group({"params": [self.model.slopes], **still})
+            optimizer.add_param_group({"params": [self.model.slopes], "lr": 0.0, "weight_decay": 0.0, "momentum": 0.0})
         else:
-            optimizer = make_optimizer([self.model.slopes], replace(self.config, **still))
+            optimizer = make_optimizer(
+                [self.model.slopes], replace(self.config, lr=0.0, weight_decay=0.0, momentum=0.0)
+            )
         optimizer.register_step_post_hook(lambda *_: self.model.advance())
         return optimizer
 

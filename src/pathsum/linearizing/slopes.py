@@ -52,7 +52,7 @@ class Slopes(nn.Module):
         omega = options.omega[0] if options.omega else first_omega(self.ramp, options.alpha_lr, options.power)
         self.register_buffer("control", torch.tensor([omega, 0, 0, 0], dtype=torch.float64))
         self.whole: list[bool] | None = None  # of each chosen unit: every slope is 1
-        self.register_load_state_dict_post_hook(lambda module, keys: module.forget())  # type: ignore[operator]
+        self.register_load_state_dict_post_hook(lambda module, keys: module.forget())
 
     @property
     def ramp(self) -> int:
