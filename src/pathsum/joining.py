@@ -34,7 +34,7 @@ def bend(func: Callable[..., Any], alpha: float | Tensor, args: tuple, kwargs: d
     """αa + (1 − α)φ(a). An in-place φ keeps the result in its argument.
 
     α is a number, a vector along the channels (axis 1 of maps, the last of others), or broadcasts against one sample.
-    For φ = ReLU this is one kernel, as is its gradient in a and α. Raises `LambdaError` where α does not fit.
+    For φ = ReLU this is one kernel, PReLU's. Raises `LambdaError` where α does not fit.
     """
     a = args[0] if args else kwargs["input"]
     rest = args[1:] if args else ()
@@ -75,14 +75,42 @@ def leaky(a: Tensor, alpha: float | Tensor) -> Tensor:
     if not isinstance(alpha, Tensor):
         return F.leaky_relu(a, alpha)
     alpha = alpha.to(a.dtype)
-    if alpha.numel() == 1:
-        return F.prelu(a, alpha.reshape(1))
+    plain = not alpha.requires_grad or not torch.is_grad_enabled() or torch.compiler.is_compiling() or transformed(a)
+    return sloped(a, alpha) if plain or transformed(alpha) else Learned.apply(a, alpha)
+
+
+def transformed(t: Tensor) -> bool:
+    """Whether torch.func, or forward-mode differentiation, is at work: it has rules for torch's functions only."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(t) or torch.autograd.forward_ad._current_level >= 0
+
+
+def sloped(a: Tensor, alpha: Tensor) -> Tensor:
+    """`leaky` for a tensor α, by one kernel where PReLU takes its shape."""
     flat = alpha.reshape(-1)
-    if a.ndim > 1 and alpha.ndim >= a.ndim - 1 and alpha.shape[-(a.ndim - 1)] == alpha.numel():  # along axis 1
+    if len(flat) == 1:
         return F.prelu(a, flat)
-    if alpha.shape[-1] == alpha.numel():  # along the last
-        return F.prelu(a.reshape(-1, alpha.numel()), flat).view(a.shape)
-    return torch.where(a > 0, a, alpha * a)
+    if a.ndim > 1 and alpha.ndim >= a.ndim - 1 and alpha.shape[1 - a.ndim] == len(flat):  # along axis 1
+        return F.prelu(a, flat)
+    if alpha.shape[-1] == len(flat):  # along the last
+        return F.prelu(a.reshape(-1, len(flat)), flat).view(a.shape)
+    return torch.lerp(F.relu(a), a, alpha)
+
+
+class Learned(torch.autograd.Function):
+    """`sloped` with a gradient of whole-tensor operations: torch's own of PReLU goes number by number on the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(a, alpha)
+        return sloped(a, alpha)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, alpha = ctx.saved_tensors
+        above = torch.ops.aten.threshold_backward(grads[0], a, 0)
+        below = grads[0] - above  # where a ≤ 0
+        to_alpha = (below * a).sum_to_size(alpha.shape) if ctx.needs_input_grad[1] else None
+        return torch.addcmul(above, below, alpha) if ctx.needs_input_grad[0] else None, to_alpha
 
 
 def blend(value: Tensor, a: Tensor, alpha: float | Tensor) -> Tensor:

@@ -49,7 +49,8 @@ class Slopes(nn.Module):
         weights = [1 / site.num if options.normalize else 1.0 for site in self.chosen]
         self.prior = torch.cat([torch.full((n,), w) for n, w in zip(self.sizes, weights, strict=True)]).to(self.slopes)
         self.budget: Budget | None = None
-        omega = options.omega[0] if options.omega else first_omega(self.ramp, options.alpha_lr, options.power)
+        alone = first_omega(self.ramp, options.alpha_lr * float(self.prior.mean()), options.power)
+        omega = options.omega[0] if options.omega else alone
         self.register_buffer("control", torch.tensor([omega, 0, 0, 0], dtype=torch.float64))
         self.whole: list[bool] | None = None  # of each chosen unit: every slope is 1
         self.register_load_state_dict_post_hook(lambda module, keys: module.forget())
