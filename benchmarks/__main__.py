@@ -8,7 +8,7 @@ import warnings
 from rich.console import Console
 from rich.table import Table
 
-from . import complexity, expansion, jets, language, memory, spectrum, training
+from . import complexity, expansion, jets, language, linearize, memory, spectrum, training
 from .timing import save
 
 THEMES = {
@@ -19,6 +19,7 @@ THEMES = {
     "training": training.bench,
     "memory": memory.bench,
     "complexity": complexity.bench,
+    "linearize": linearize.bench,
 }
 
 

@@ -52,7 +52,7 @@ def test_every_command_teaches(capsys, name):
         pytest.fail(f"{option} of {name} has no help")
 
 
-@pytest.mark.parametrize("name", ["demo", "train", "inspect", "report"])
+@pytest.mark.parametrize("name", ["demo", "train", "inspect", "linearize", "report"])
 def test_help_has_examples_that_parse(name):
     command = COMMANDS[name].load()
     text = re.sub(r"\\\n\s*", "", command.__doc__)

@@ -12,6 +12,7 @@ from .grow import Growth, grow
 from .jets import jet
 from .knobs import Knobs, knobs
 from .lengths import PathLengths, average_path_length, path_lengths
+from .linearize import Linearized, linearize
 from .nets import ResidualMLP, ResidualTower, affine_base
 from .observe import LightningObserver, Observer, TrainerObserver
 from .paths import path_counts, path_energy
@@ -56,6 +57,9 @@ __all__ = [  # noqa: RUF022  (grouped by what one does with the knobs)
     # how much the output changes with the input
     "geometric_complexity",
     "GeometricComplexity",
+    # α learned: linear units
+    "linearize",
+    "Linearized",
     # counting paths
     "path_counts",
     "path_energy",

@@ -44,6 +44,11 @@ COMMANDS = {
         "pathsum.inspect:InspectCommand",
         "explain a trained network by its paths: branches, orders, path lengths, a page",
     ),
+    "linearize": Command(
+        "pathsum.commands_linearize:LinearizeCommand",
+        "make units of a trained network linear, by channel or by layer: what can it do without?",
+        RESUME,
+    ),
     "study": Command(
         "pathsum.commands_study:StudyCommand", "reproduce a table or figure of the paper, from runs to a page", RESUME
     ),

@@ -9,6 +9,10 @@ class NoJoinsError(PathsumError):
     """The model has no residual joins, so there is nothing to put λ on."""
 
 
+class NoUnitsError(PathsumError):
+    """The model has no nonlinear units of the kind asked for, so there is nothing to linearize."""
+
+
 class ModeError(PathsumError):
     """The model is in a state the mathematics does not cover (train-mode BatchNorm, dropout, compiled)."""
 

@@ -14,7 +14,7 @@ from .care import called_by_sharding, refuse_recomputing, tensors_in
 from .coefficients import Space, add_coeffs, add_shifted
 from .errors import ControlFlowError, MissingRuleError, ModeError, ProbeError
 from .functions import counts, ignored
-from .joining import IN_PLACE, bend, join
+from .joining import IN_PLACE, bend, fitted, join
 from .rules.products import scalar_product
 from .series import RULES, CannotCarry, Series, apply, join_carrying, name_of
 from .sites import Anatomy, Branch, Step, Unit
@@ -235,8 +235,7 @@ class Run(Following):
         if not isinstance(a, Series):
             return bend(func, alpha, args, kwargs)
         before = Series(a.c, a.space)
-        if isinstance(alpha, Tensor) and alpha.ndim == 1 and alpha.numel() > 1:
-            alpha = alpha.view(-1, *(1,) * (a.ndim - 2)) if a.ndim in (4, 5) else alpha
+        alpha = fitted(alpha, a)
         value = func(*args, **kwargs)
         out = alpha * before + (1 - alpha) * value
         return a.assign(out) if value is a else out

@@ -136,7 +136,7 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """A hash of names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -156,7 +156,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
             tensor = tensor.clone()
         seen.add(tensor.data_ptr())
         plain[name] = tensor
-    metadata = {"sha256": _digest(plain), "state": json.dumps(finite(state or {}), allow_nan=False)}
+    metadata = {"sha256": digest_of(plain), "state": json.dumps(finite(state or {}), allow_nan=False)}
     write_atomic(path, _safetensors().torch.save(plain, metadata=metadata))
 
 
@@ -188,6 +188,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, ValueError, library.SafetensorError) as error:
         why = " ".join(str(error).split())
         raise CheckpointError(f"{path} is truncated or no safetensors file ({why}); copy it again") from None
-    if "sha256" in metadata and metadata["sha256"] != _digest(tensors):
+    if "sha256" in metadata and metadata["sha256"] != digest_of(tensors):
         raise CheckpointError(f"{path} is damaged: its contents do not match their checksum; copy it again")
     return tensors, json.loads(metadata.get("state", "{}"))

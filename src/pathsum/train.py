@@ -63,6 +63,21 @@ def fit(
     Raises `CheckpointError` (the folder's run has another configuration), `OutputError` (folder not empty or
     not writable, disk full; the last checkpoint stays good), `DataError` (model and data do not fit).
     """
+    return run_training(Training, model, data, config, out=out, resume=resume, optimizer=optimizer, progress=progress)
+
+
+def run_training(
+    kind: type[Training],
+    model: nn.Module,
+    data: Dataset,
+    config: TrainConfig,
+    *,
+    out: str | Path | None,
+    resume: bool,
+    progress: bool | None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> FitResult:
+    """`fit` with a loop of any kind."""
     check_fit(model, data, config)
     check_out(config, out)
     device = placement(model)[0]
@@ -78,7 +93,7 @@ def fit(
         stack.enter_context(private_randomness(config.seed, device))
         stack.enter_context(mode(model, training=True))
         stack.enter_context(channels_last(model, device, config.precision))
-        training = Training(model, data, config, device, folder, signals, optimizer)
+        training = kind(model, data, config, device, folder, signals, optimizer)
         stack.callback(training.close)
         result = training.run(progress)
         if optimizer is not None:

@@ -22,6 +22,9 @@ from pathsum.training.watch import observe
 class Training:
     """One network at work; its `record` holds what a checkpoint does."""
 
+    books: type[Record] = Record
+    label = "training"
+
     def __init__(
         self,
         model: nn.Module,
@@ -37,7 +40,7 @@ class Training:
         rest, held_out = data.train.split(config.val_size, config.seed) if config.val_size else (data.train, None)
         self.train, self.test = to_device(rest, device), to_device(data.test, device)
         self.val = None if held_out is None else to_device(held_out, device)
-        self.record = Record(model, data, config, generators(device), out, optimizer)
+        self.record = self.books(model, data, config, generators(device), out, optimizer)
         self.pending: list[Tensor] = []  # losses still on the device
         self.probe: Tensor | None = None  # gradient norms, and whether a weight moved, likewise
 
@@ -63,7 +66,7 @@ class Training:
             dtype=self.dtype,
         )
         shown = self.step
-        with bar("training", record.num_steps - self.step, show=progress) as update:
+        with bar(self.label, record.num_steps - self.step, show=progress) as update:
             while self._row_is_written() and self._is_observed() and not (record.ended or self.signals):
                 _, x, y = next(stream)
                 self._update(x, y)

@@ -68,10 +68,10 @@ class Record:
         self.judged = [p.ndim > 1 for p in self.parameters]
         if not any(self.judged):
             self.judged = [True] * len(self.parameters)
-        self.optimizer = make_optimizer(self.parameters, config)
+        self.optimizer = self.new_optimizer()
         if given is not None:
             adopt(self.optimizer, given)
-        self.monitor = Monitor(config.divergence_window, config.frozen_window, config.frozen_tolerance)
+        self.monitor = self.new_monitor()
         self.grad_norm: float | None = None
         self.step, self.spent, self.began = 0, 0.0, time.monotonic()
         self.log: runs.RowLog | None = None
@@ -81,6 +81,18 @@ class Record:
         if out is not None:
             self._open(out)
         self.saved_at = time.monotonic()
+
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """What takes the steps."""
+        return make_optimizer(self.parameters, self.config)
+
+    def new_monitor(self) -> Monitor:
+        """What judges the losses."""
+        return Monitor(self.config.divergence_window, self.config.frozen_window, self.config.frozen_tolerance)
+
+    def extra(self) -> dict[str, Any]:
+        """What else a row says."""
+        return {}
 
     def _open(self, out: Path) -> None:
         """Take up what the folder holds, or start it."""
@@ -139,7 +151,7 @@ class Record:
         }
         for name in ("test", "val"):
             row[f"{name}_loss"], row[f"{name}_accuracy"] = scores.get(name) or (None, None)
-        row["seconds"] = self.seconds
+        row |= {**self.extra(), "seconds": self.seconds}
         judged = row["val_loss"] if self.config.val_size else row["test_loss"]
         self.monitor.add_evaluation(math.nan if judged is None else judged)
         row = finite(row)
@@ -225,15 +237,19 @@ class Record:
             return result
         summary = {key: value for key, value in vars(result).items() if key not in ("rows", "observations")}
         if math.isfinite(result.final_loss):
-            described = describe(self.model, self.data, self.config)
-            extra = {"data": described["data"], "train": described["train"], "summary": summary}
-            runs.save_model(self.out, self.model, extra)
+            self.save(self.out, result, summary)
             if self.given is not None:
                 save_memory(self.out / runs.OPTIMIZER, self.optimizer)
         self._sync_logs()
         write_json(self.out / runs.DONE, summary)
         (self.out / runs.CHECKPOINT).unlink(missing_ok=True)
         return result
+
+    def save(self, out: Path, result: FitResult, summary: dict[str, Any]) -> None:
+        """Write the trained network."""
+        described = describe(self.model, self.data, self.config)
+        extra = {"data": described["data"], "train": described["train"], "summary": summary}
+        runs.save_model(out, self.model, extra)
 
     @property
     def seconds(self) -> float:

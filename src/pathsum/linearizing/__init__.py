@@ -1,0 +1,1 @@
+"""The parts of `pathsum.linearize`: which units have slopes, the prior, the budget, the books, the result."""
