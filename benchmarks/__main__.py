@@ -8,7 +8,7 @@ import warnings
 from rich.console import Console
 from rich.table import Table
 
-from . import expansion, jets, language, memory, spectrum, training
+from . import expansion, jets, language, memory, merge, spectrum, training
 from .timing import save
 
 THEMES = {
@@ -18,6 +18,7 @@ THEMES = {
     "jets": jets.bench,
     "training": training.bench,
     "memory": memory.bench,
+    "merge": merge.bench,
 }
 
 

@@ -9,6 +9,7 @@ from .errors import PathsumError
 from .expansion import Expansion, Verdict, expand
 from .jets import jet
 from .knobs import Knobs, knobs
+from .merging import Merged, merge
 from .nets import ResidualMLP, ResidualTower, affine_base
 from .paths import path_counts, path_energy
 from .rules import register_rule
@@ -42,6 +43,9 @@ __all__ = [  # noqa: RUF022  (grouped by what one does with the knobs)
     "Series",
     "Space",
     "register_rule",
+    # α = 1: fewer layers
+    "merge",
+    "Merged",
     # counting paths
     "path_counts",
     "path_energy",

@@ -15,7 +15,7 @@ from pathsum.results import batch_size, check_count, check_eval
 from pathsum.values import Alpha
 
 from .costs import Decide, Prices
-from .flow import mark_units, traced, without_dropout, without_writes
+from .flow import mark_units, scaled_sums, traced, without_dropout, without_writes
 from .lowering import Writer
 from .merged import Merged, measured
 from .planning import Planner
@@ -126,6 +126,7 @@ def prepared(
     without_writes(graph)
     mark_units(graph, net, alpha, anatomy)
     without_dropout(graph)
+    scaled_sums(graph)
     return graph
 
 
@@ -138,6 +139,6 @@ class Linearized(nn.Module):
 
     @torch.no_grad()
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
-        return self.net(*inputs, alpha=self.alpha, **kwargs)
+        return self.net(*copied(inputs), alpha=self.alpha, **copied(kwargs))
 
 

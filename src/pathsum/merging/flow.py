@@ -106,6 +106,23 @@ def without_dropout(net: fx.GraphModule) -> None:
             pass_through(net, node)
 
 
+def scaled_sums(net: fx.GraphModule) -> None:
+    """a + λ·b in one call becomes a product and a sum, so that λ can go into the layer that makes b."""
+    for node in list(net.graph.nodes):
+        function = node.op == "call_function" and node.target is torch.add
+        if (function or (node.op == "call_method" and node.target == "add")) and len(node.args) == 2:
+            scale, b = node.kwargs.get("alpha"), node.args[1]
+            alone = isinstance(b, fx.Node) and b.op == "call_module" and len(b.users) == 1
+            if isinstance(scale, int | float) and alone and len(node.kwargs) == 1:
+                with net.graph.inserting_before(node):
+                    product = net.graph.call_function(operator.mul, (b, scale))
+                product.meta = {k: v for k, v in b.meta.items() if k in ("shape", "dtype", "device")}
+                node.args, node.kwargs = (node.args[0], product), {}
+        elif node.op == "call_function" and node.target in (operator.mul, torch.mul) and len(node.args) == 2:
+            if isinstance(node.args[0], int | float):
+                node.args = node.args[::-1]
+
+
 def pass_through(net: fx.GraphModule, node: fx.Node) -> None:
     """Leave a call out: what read its result reads its input."""
     node.replace_all_uses_with(node.args[0] if node.args else node.kwargs["input"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,11 +107,15 @@ class Merged:
             raise OutputError(f"{path} has no known suffix: .onnx, or .pt2 for torch.export")
         if not path.parent.is_dir():
             raise OutputError(f"there is no folder {path.parent} to write {path.name} to")
-        program = exported(self.model, self.inputs, self.kwargs)
-        if path.suffix == ".pt2":
-            torch.export.save(program, path)
-        else:
-            torch.onnx.export(program, f=path, dynamo=True, external_data=False, verbose=False)
+        if path.suffix == ".onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
+            raise OutputError(f"to write {path.name} torch needs onnx and onnxscript: pip install 'pathsum[onnx]'")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's exporter, about its own calls
+            program = exported(self.model, self.inputs, self.kwargs)
+            if path.suffix == ".pt2":
+                torch.export.save(program, path)
+            else:
+                torch.onnx.export(program, f=path, dynamo=True, external_data=False, verbose=False)
         return path
 
 

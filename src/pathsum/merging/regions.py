@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,8 +24,8 @@ class Layer:
     names: tuple[str, ...]
     map: Map
     rows: int  # samples, or samples × tokens
-    view: bool = False  # a slice or padding: no layer with weights
-    norm: bool = False
+    view: bool = False  # a slice, padding, or product with a number: no layer with weights
+    norm: bool = False  # goes into the layer before it
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +147,9 @@ class Reader:
             if made is not None:
                 rows = _numel(shape) // shape[-1] if made.linear else shape[0]
                 return Layer((node,), (str(node.target),), made, rows, norm=norm)
+        made = scaling_of(node, shape)
+        if made is not None:
+            return Layer((node,), (node.name,), made, _numel(shape) // shape[-1] if made.linear else shape[0], True, True)
         made = view_of(node, shape)
         return None if made is None else Layer((node,), (node.name,), made, shape[0], view=True)
 
@@ -179,6 +182,18 @@ def map_of(module: nn.Module, shape: tuple[int, ...]) -> Map | None:
         weight = dilated(module.weight.double(), module.dilation)
         bias = None if module.bias is None else module.bias.double()
         return Map(weight, bias, tuple(module.stride), tuple(padding), module.groups, size)
+
+
+def scaling_of(node: fx.Node, shape: tuple[int, ...]) -> Map | None:
+    """A product with a number; of three axes the last is taken for the channels."""
+    if node.op != "call_function" or node.target not in (operator.mul, torch.mul) or node.kwargs or len(shape) < 2:
+        return None
+    number = node.args[1] if len(node.args) == 2 else None
+    if not isinstance(number, int | float):
+        return None
+    linear = len(shape) <= 3
+    made = identity(shape[-1 if linear else 1], (1,) if linear else shape[2:], linear=linear)
+    return replace(made, weight=made.weight * number)
 
 
 def view_of(node: fx.Node, shape: tuple[int, ...]) -> Map | None:
