@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from pathsum.care import check_same
 from pathsum.errors import PathsumError
 from pathsum.knobs import Knobs, copied
+from pathsum.progress import track
 from pathsum.results import batch_size, check_count, check_eval
 from pathsum.values import Alpha
 
@@ -34,6 +35,7 @@ def merge(
     decide: Decide | Mapping[str, bool] = "latency",
     batches: Sequence[int] = (1, 64),
     labels: Tensor | Sequence[int] | None = None,
+    progress: bool | None = None,
     **kwargs: Any,
 ) -> Merged:
     """A plain module equal to `net(*inputs, alpha=alpha)`, in which layers with nothing nonlinear between are one.
@@ -85,7 +87,7 @@ def merge(
             f"{', '.join(sorted(known)) or 'none'}"
         )
     planner, writer = Planner(prices, wanted), Writer(graph, example.dtype, example.device)
-    for region in regions:
+    for region in track(regions, "merging", total=len(regions), show=progress):
         writer.region(region, planner.plan(region.items))
     made = writer.finish()
     check_same(Linearized(net, values), made, copied(inputs), copied(kwargs), TOLERANCE, "the merged model")
@@ -140,5 +142,3 @@ class Linearized(nn.Module):
     @torch.no_grad()
     def forward(self, *inputs: Any, **kwargs: Any) -> Any:
         return self.net(*copied(inputs), alpha=self.alpha, **copied(kwargs))
-
-

@@ -109,8 +109,8 @@ def without_dropout(net: fx.GraphModule) -> None:
 def scaled_sums(net: fx.GraphModule) -> None:
     """a + λ·b in one call becomes a product and a sum, so that λ can go into the layer that makes b."""
     for node in list(net.graph.nodes):
-        function = node.op == "call_function" and node.target is torch.add
-        if (function or (node.op == "call_method" and node.target == "add")) and len(node.args) == 2:
+        added = function_of(node) is torch.add or (node.op == "call_method" and node.target == "add")
+        if added and len(node.args) == 2:
             scale, b = node.kwargs.get("alpha"), node.args[1]
             alone = isinstance(b, fx.Node) and b.op == "call_module" and len(b.users) == 1
             if isinstance(scale, int | float) and alone and len(node.kwargs) == 1:
@@ -118,9 +118,13 @@ def scaled_sums(net: fx.GraphModule) -> None:
                     product = net.graph.call_function(operator.mul, (b, scale))
                 product.meta = {k: v for k, v in b.meta.items() if k in ("shape", "dtype", "device")}
                 node.args, node.kwargs = (node.args[0], product), {}
-        elif node.op == "call_function" and node.target in (operator.mul, torch.mul) and len(node.args) == 2:
-            if isinstance(node.args[0], int | float):
-                node.args = node.args[::-1]
+        elif function_of(node) in (operator.mul, torch.mul) and isinstance(node.args[0], int | float):
+            node.args = (*node.args[1::-1], *node.args[2:])
+
+
+def function_of(node: fx.Node) -> Any:
+    """What a node calls, if it is a function called with some positional argument."""
+    return node.target if node.op == "call_function" and node.args else None
 
 
 def pass_through(net: fx.GraphModule, node: fx.Node) -> None:

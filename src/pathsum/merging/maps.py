@@ -104,7 +104,9 @@ class Map:
 def identity(channels: int, size: Ints, *, linear: bool) -> Map:
     """The identity as a map: a depthwise kernel of one 1."""
     ones = (1,) * len(size)
-    return Map(torch.ones(channels, 1, *ones, dtype=torch.float64), None, ones, (0,) * len(size), channels, size, linear)
+    return Map(
+        torch.ones(channels, 1, *ones, dtype=torch.float64), None, ones, (0,) * len(size), channels, size, linear
+    )
 
 
 def per_channel(scale: Tensor, shift: Tensor, size: Ints, *, linear: bool) -> Map:
@@ -245,4 +247,8 @@ def columns_of(a: Map, keep: Tensor, *, bias: bool) -> Map:
 
 
 def _text(values: Ints) -> str:
-    return "×".join(map(str, values)) if len(set(values)) > 1 or len(values) == 1 else "×".join([str(values[0])] * len(values))
+    return (
+        "×".join(map(str, values))
+        if len(set(values)) > 1 or len(values) == 1
+        else "×".join([str(values[0])] * len(values))
+    )

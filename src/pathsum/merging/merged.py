@@ -87,7 +87,9 @@ class Merged:
 
     def __repr__(self) -> str:
         first, last = self.sides[0], self.sides[-1]
-        what = f"{self.composed} layers composed into others" if self.composed else "nothing to merge: a plain equal net"
+        what = (
+            f"{self.composed} layers composed into others" if self.composed else "nothing to merge: a plain equal net"
+        )
         times = "".join(f", batch {b}: {s / last.seconds[b]:.2f} × as fast" for b, s in first.seconds.items())
         return (
             f"Merged({what}; {first.relus} → {last.relus} ReLUs, {first.flops / 1e6:.3g} → {last.flops / 1e6:.3g} "
@@ -206,5 +208,3 @@ def at_batch(values: Any, batch: int) -> Any:
         return {k: cut(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     return cut(values)
-
-

@@ -236,9 +236,7 @@ def split_of(items: list[Item], left: Map, bend: Bend, right: Map) -> Split | No
         past = compose(rows_of(left, through), columns_of(right, through, bias=False))
     except NotExact:
         return None
-    return Split(
-        items, bend, rows_of(left, bent), columns_of(right, bent, bias=True), past, rows_of_items(items)
-    )
+    return Split(items, bend, rows_of(left, bent), columns_of(right, bent, bias=True), past, rows_of_items(items))
 
 
 def _numel(m: Map, rows: int) -> int:

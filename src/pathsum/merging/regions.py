@@ -126,7 +126,8 @@ class Reader:
         folds = self.fold_norms and isinstance(item, Layer) and item.norm and isinstance(last, Layer)
         if not folds or last.view or last.norm or self.kept & {*last.names, *item.names}:  # type: ignore[union-attr]
             return [*items, item]
-        assert isinstance(last, Layer) and isinstance(item, Layer)
+        assert isinstance(last, Layer)
+        assert isinstance(item, Layer)
         try:
             made = compose(last.map, item.map)
         except NotExact:
@@ -149,7 +150,9 @@ class Reader:
                 return Layer((node,), (str(node.target),), made, rows, norm=norm)
         made = scaling_of(node, shape)
         if made is not None:
-            return Layer((node,), (node.name,), made, _numel(shape) // shape[-1] if made.linear else shape[0], True, True)
+            return Layer(
+                (node,), (node.name,), made, _numel(shape) // shape[-1] if made.linear else shape[0], True, True
+            )
         made = view_of(node, shape)
         return None if made is None else Layer((node,), (node.name,), made, shape[0], view=True)
 
@@ -198,7 +201,7 @@ def scaling_of(node: fx.Node, shape: tuple[int, ...]) -> Map | None:
 
 def view_of(node: fx.Node, shape: tuple[int, ...]) -> Map | None:
     """Every s-th position, or zero channels more (the shortcut of option A), as a convolution with a 1×1 kernel."""
-    if node.op != "call_function" or len(shape) not in (3, 4, 5):
+    if node.op != "call_function" or len(shape) not in (3, 4, 5) or len(node.args) < 2:
         return None
     one = identity(shape[1], shape[2:], linear=False)
     if node.target is operator.getitem and isinstance(node.args[1], tuple) and len(node.args[1]) == len(shape):
