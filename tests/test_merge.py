@@ -313,6 +313,17 @@ def test_whole_networks(name):
     assert not net.training
 
 
+def test_rounds_are_units_on_a_way():
+    """Two units side by side are one round."""
+    net, x = (
+        drawn(nn.Sequential(Residual([nn.Linear(4, 4), nn.ReLU()], [nn.Linear(4, 4), nn.ReLU()]), nn.ReLU())),
+        image(4),
+    )
+    table = ps.merge(ps.knobs(net, x), [0.0, 0.5, 1.0], x, decide="flops", batches=()).table()
+    assert table["nonlinear units"].tolist() == [3, 2, 2]
+    assert table["rounds"].tolist() == [2, 1, 1]
+
+
 def test_a_linear_bottleneck_block_is_one_convolution():
     """1×1, 3×3, 1×1, a skip and the unit after it: from three convolutions and a skip to one, chosen by name."""
     block = arch.Bottleneck(6, 3, 6)
@@ -324,6 +335,13 @@ def test_a_linear_bottleneck_block_is_one_convolution():
     left = ps.merge(knobbed, 1.0, x, decide={f"0.conv{k}": False for k in (1, 2, 3)}, batches=())
     assert layers_of(left).count("Conv2d") == 3
     assert {d.why for d in left.decisions} == {"not wanted"}
+
+
+def test_a_linear_tower_is_one_layer():
+    """Encoder, three blocks with a λ of their own in the addition, decoder."""
+    net, x = drawn(ps.ResidualMLP(3, 6, in_features=5, num_classes=4, seed=0, scale="1/n")), image(5)
+    merged = ps.merge(ps.knobs(net, x), 1.0, x, decide="flops", batches=())
+    assert layers_of(merged) == ["Linear"]
 
 
 def test_lambda_in_force_is_folded_first():
@@ -373,7 +391,7 @@ def test_the_report(tmp_path):
     table = merged.report
     assert list(table.index) == ["original", "linearized", "merged"]
     assert table["ReLUs"].tolist() == [20, 4, 4]
-    assert table["nonlinear units"].tolist() == [2, 1, 1]
+    assert table["nonlinear units"].tolist() == table["rounds"].tolist() == [2, 1, 1]
     assert table["parameters"].tolist() == [4 * 16 + 16 + 16 * 4 + 4] * 2 + [4 * 4 + 4]
     assert table["MFLOPs"].tolist() == [2 * 128 / 1e6] * 2 + [2 * 16 / 1e6]
     assert (table[["ms, batch 1", "ms, batch 3"]] > 0).all(axis=None)
@@ -437,6 +455,12 @@ def run_onnx(path, x):
     return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
 
 
+def inverted_net():
+    net = arch.InvertedNet(nn.ReLU6, None)
+    net.classifier[1] = nn.Linear(10, 10)
+    return drawn(net)
+
+
 @pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["resnet20", "vit", "inverted"])
@@ -447,7 +471,7 @@ def test_real_data_and_exports(name, shared, tmp_path):
     net = {
         "resnet20": lambda: arch.trained("resnet20", shared),
         "vit": lambda: drawn(ViT(size=32, width=48)),
-        "inverted": lambda: drawn(arch.InvertedNet(nn.ReLU6, None)),
+        "inverted": inverted_net,
     }[name]()
     knobbed = ps.knobs(net, x)
     alpha = random_alpha(knobbed, whole=(7, 8, 9, 10))  # whole blocks among them

@@ -103,6 +103,7 @@ def merge(
         batches=batches,
         labels=labels,
         num_samples=num_samples,
+        rounds=graph.meta["rounds"],
     )
 
 

@@ -197,10 +197,22 @@ def channel_axis(shape: tuple[int, ...]) -> int:
 def mark_units(net: fx.GraphModule, knobbed: Knobs, alpha: list[float | Tensor], anatomy: Anatomy) -> list[Tensor]:
     """Leave linear units out of the graph, note α at the others; α of each unit."""
     checked = [slopes(a, unit) for a, unit in zip(alpha, knobbed.units, strict=True)]
-    for node, a, unit in zip(find_units(net, knobbed, anatomy), checked, anatomy.units, strict=True):
+    nodes = find_units(net, knobbed, anatomy)
+    linear = [bool((a == 1).all()) for a in checked]
+    left = {node for node, passes in zip(nodes, linear, strict=True) if not passes}
+    net.meta["rounds"] = nonlinear_depth(net, set(nodes)), nonlinear_depth(net, left)
+    for node, a, unit in zip(nodes, checked, anatomy.units, strict=True):
         node.meta["kind"] = unit.kind
-        if bool((a == 1).all()):
+        if node not in left:
             pass_through(net, node)
         elif bool((a != 0).any()):
             node.meta["alpha"] = a
     return checked
+
+
+def nonlinear_depth(net: fx.GraphModule, units: set[fx.Node]) -> int:
+    """The most units on a way through the graph."""
+    depth: dict[fx.Node, int] = {}
+    for node in net.graph.nodes:
+        depth[node] = max((depth[n] for n in node.all_input_nodes), default=0) + (node in units)
+    return max(depth.values(), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,8 @@ class Side:
     parameters: int
     flops: float  # of one sample
     relus: int  # nonlinear elements of one sample, whatever the activation
-    rounds: int  # units with a nonlinear element
+    units: int  # with a nonlinear element
+    rounds: int  # the most of them on a way from input to output
     seconds: dict[int, float]  # by batch size
     accuracy: float | None = None
 
@@ -53,7 +55,7 @@ class Merged:
     decisions: tuple[Decision, ...]
     units: pd.DataFrame = field(repr=False)
     decide: Decide
-    inputs: tuple = field(repr=False, default=())
+    inputs: tuple = field(repr=False, default=())  # two samples, for exports
     kwargs: dict[str, Any] = field(repr=False, default_factory=dict)
 
     @property
@@ -73,7 +75,7 @@ class Merged:
         rows = []
         for side in self.sides:
             row: dict[str, Any] = {"net": side.name, "parameters": side.parameters, "MFLOPs": side.flops / 1e6}
-            row |= {"ReLUs": side.relus, "nonlinear units": side.rounds}
+            row |= {"ReLUs": side.relus, "nonlinear units": side.units, "rounds": side.rounds}
             row |= {f"ms, batch {b}": 1e3 * s for b, s in side.seconds.items()}
             rows.append(row if side.accuracy is None else row | {"accuracy": side.accuracy})
         return pd.DataFrame(rows).set_index("net")
@@ -122,14 +124,14 @@ class Merged:
 
 
 def exported(model: nn.Module, inputs: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    """The module as torch.export has it, with the batch size left open."""
-    inputs, kwargs = at_batch((inputs, kwargs), 2)  # 0 and 1 are taken as fixed sizes
-    axes = torch.utils._pytree.tree_map(_open_batch, (inputs, kwargs))
-    return torch.export.export(model, inputs, kwargs, dynamic_shapes=(*axes[0], *axes[1].values()))
+    """The module as torch.export has it, on inputs of two samples, with the batch size left open."""
+    named = inspect.signature(model.forward).bind(*inputs, **kwargs).arguments
+    axes = {name: torch.utils._pytree.tree_map(_open_batch, value) for name, value in named.items()}
+    return torch.export.export(model, inputs, kwargs, dynamic_shapes=axes)
 
 
 def _open_batch(value: Any) -> Any:
-    return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.ndim else None
+    return {0: torch.export.Dim.AUTO} if isinstance(value, Tensor) and value.ndim and len(value) == 2 else None
 
 
 def measured(
@@ -144,6 +146,7 @@ def measured(
     batches: Sequence[int],
     labels: Tensor | Sequence[int] | None,
     num_samples: int,
+    rounds: tuple[int, int],
 ) -> Merged:
     """Count and time the three networks."""
     units = unit_table(net, alpha)
@@ -168,12 +171,13 @@ def measured(
                     counter.get_total_flops() / num_samples,
                     total if original else left,
                     len(units) if original else int((units["nonlinear"] > 0).sum()),
+                    rounds[0 if original else 1],
                     {batch: t[name] for batch, t in times.items()},
                     None if labels is None else float(accuracy_of(net.pick(out).unsqueeze(0), labels)[0]),
                 )
             )
     merged = nets["merged"]
-    return Merged(merged, tuple(sides), tuple(decisions), units, decide, copied(inputs), copied(kwargs))
+    return Merged(merged, tuple(sides), tuple(decisions), units, decide, *at_batch((inputs, kwargs), 2))
 
 
 def _constants(model: nn.Module, original: nn.Module) -> int:
