@@ -341,7 +341,7 @@ def test_a_linear_tower_is_one_layer():
     """Encoder, three blocks with a λ of their own in the addition, decoder."""
     net, x = drawn(ps.ResidualMLP(3, 6, in_features=5, num_classes=4, seed=0, scale="1/n")), image(5)
     merged = ps.merge(ps.knobs(net, x), 1.0, x, decide="flops", batches=())
-    assert layers_of(merged) == ["Linear"]
+    assert layers_of(merged) == ["Flatten", "Linear"]
 
 
 def test_lambda_in_force_is_folded_first():
