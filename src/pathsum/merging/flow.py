@@ -74,7 +74,7 @@ def without_writes(net: fx.GraphModule) -> None:
     for node in list(net.graph.nodes):
         if not node.args or not isinstance(node.args[0], fx.Node):
             continue
-        module = net.get_submodule(node.target) if node.op == "call_module" else None
+        module: Any = net.get_submodule(node.target) if node.op == "call_module" else None
         if module is not None and getattr(module, "inplace", False):
             module.inplace = False
         elif node.op == "call_function" and node.kwargs.get("inplace"):
@@ -129,7 +129,8 @@ def function_of(node: fx.Node) -> Any:
 
 def pass_through(net: fx.GraphModule, node: fx.Node) -> None:
     """Leave a call out: what read its result reads its input."""
-    node.replace_all_uses_with(node.args[0] if node.args else node.kwargs["input"])
+    source: Any = node.args[0] if node.args else node.kwargs["input"]
+    node.replace_all_uses_with(source)
     net.graph.erase_node(node)
 
 
@@ -160,7 +161,7 @@ def _kind(node: fx.Node) -> str | None:
     if node.op == "call_function":
         return UNITS.get(node.target)
     if node.op == "call_method":
-        return UNITS.get(getattr(Tensor, node.target, None))
+        return UNITS.get(getattr(Tensor, str(node.target), None))
     return None
 
 

@@ -229,9 +229,11 @@ def _set_in(m: Map, left: list[int], right: list[int]) -> Tensor:
 def _add_bias(a: Map, b: Map) -> Tensor | None:
     if a.bias is None or b.bias is None:
         return b.bias if a.bias is None else a.bias
-    wide = (1,) * len(a.size)
-    planes = [m.bias.view(-1, *wide) if a.plane != b.plane and not m.plane else m.bias for m in (a, b)]
-    return planes[0] + planes[1]
+    x, y = a.bias, b.bias
+    if a.plane != b.plane:
+        wide = (-1, *(1,) * len(a.size))
+        x, y = (x, y.view(wide)) if a.plane else (x.view(wide), y)
+    return x + y
 
 
 def rows_of(a: Map, keep: Tensor) -> Map:

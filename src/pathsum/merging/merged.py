@@ -155,7 +155,9 @@ def measured(
     with torch.no_grad(), untouched(net):
         for batch in batches:
             args, named = at_batch((inputs, kwargs), batch)
-            runs = {name: lambda m=m, args=args, named=named: m(*args, **named) for name, m in nets.items()}
+            runs: dict[str, Any] = {
+                name: lambda m=m, args=args, named=named: m(*args, **named) for name, m in nets.items()
+            }
             times[batch] = interleaved(runs)
         sides = []
         for name, model in nets.items():

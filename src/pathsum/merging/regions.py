@@ -100,19 +100,19 @@ class Reader:
         return (source, items, count) if items else (node, [], 1)
 
     def find(self, node: fx.Node) -> tuple[fx.Node, list[Item], int]:
-        item = self.layer(node) or bend_of(node)
-        if item is not None:
+        single = self.layer(node) or bend_of(node)
+        if single is not None:
             source, items, count = self.before(node.args[0])  # type: ignore[arg-type]
-            return source, self.joined(items, item), count
+            return source, self.joined(items, single), count
         sides = summands(node)
         if sides is not None:
             (a, first, m), (b, second, n) = self.before(sides[0]), self.before(sides[1])
-            shapes = a.meta.get("shape"), node.meta.get("shape")
-            if a is b and (first or second) and None not in shapes and same_kind([*first, *second]) is not None:
-                linear = bool(same_kind([*first, *second]))
-                size = (1,) if linear else shapes[0][2:]
-                channels = shapes[0][-1 if linear else 1]
-                item = Sum(node, (first, second), channels, tuple(size), linear, _numel(shapes[1]))
+            linear = same_kind([*first, *second])
+            if a is b and linear is not None and "shape" in a.meta:
+                shape: tuple[int, ...] = a.meta["shape"]
+                size = (1,) if linear else shape[2:]
+                channels = shape[-1 if linear else 1]
+                item = Sum(node, (first, second), channels, size, linear, _numel(node.meta["shape"]))
                 if len(a.users) == m + n:
                     source, items, count = self.chain(a)
                     if items:
@@ -183,8 +183,8 @@ def map_of(module: nn.Module, shape: tuple[int, ...]) -> Map | None:
         if len(size) != len(padding):
             return None
         weight = dilated(module.weight.double(), module.dilation)
-        bias = None if module.bias is None else module.bias.double()
-        return Map(weight, bias, tuple(module.stride), tuple(padding), module.groups, size)
+        own = None if module.bias is None else module.bias.double()
+        return Map(weight, own, tuple(module.stride), tuple(padding), module.groups, size)
 
 
 def scaling_of(node: fx.Node, shape: tuple[int, ...]) -> Map | None:
@@ -213,15 +213,18 @@ def view_of(node: fx.Node, shape: tuple[int, ...]) -> Map | None:
             return None
         return Map(one.weight, None, tuple(steps[2:]), one.padding, one.groups, one.size)
     if node.target is F.pad:
+        pads: Any
+        mode: Any
+        value: Any
         pads, mode, value = (*node.args[1:], *("constant", None)[len(node.args) - 2 :])[:3]
         mode, value = node.kwargs.get("mode", mode), node.kwargs.get("value", value)
         plain = isinstance(pads, tuple | list) and all(isinstance(p, int) and p >= 0 for p in pads)
         dims = len(shape) - 2
-        if not plain or mode != "constant" or value not in (None, 0) or len(pads) != 2 * (dims + 1):  # type: ignore[arg-type]
+        if not plain or mode != "constant" or value not in (None, 0) or len(pads) != 2 * (dims + 1):
             return None
-        if any(pads[: 2 * dims]):  # type: ignore[index]
+        if any(pads[: 2 * dims]):
             return None
-        before, after = pads[-2:]  # type: ignore[index]
+        before, after = pads[-2:]
         eye = torch.eye(shape[1], dtype=torch.float64).view(shape[1], shape[1], *(1,) * dims)
         return Map(F.pad(eye, (*(0,) * (2 * dims + 2), before, after)), None, one.stride, one.padding, 1, one.size)
     return None
@@ -230,7 +233,14 @@ def view_of(node: fx.Node, shape: tuple[int, ...]) -> Map | None:
 def bend_of(node: fx.Node) -> Bend | None:
     """The node as a unit that is linear in part, where its channels are those of a layer."""
     alpha, shape = node.meta.get("alpha"), node.meta.get("shape")
-    if alpha is None or not node.args or not bool((alpha == 1).any()) or alpha.ndim != 1 or len(node.args) > 1:
+    if (
+        alpha is None
+        or shape is None
+        or not node.args
+        or not bool((alpha == 1).any())
+        or alpha.ndim != 1
+        or len(node.args) > 1
+    ):
         return None
     if node.meta["kind"] in ("prelu", "rrelu"):  # slopes of its own, one a channel
         return None
