@@ -70,6 +70,6 @@ def bench(*, quick: bool = False) -> list[dict[str, Any]]:
             config = {"batch": batch, "shape": shape, "verdict": chosen, "agrees": agrees}
             labels = {"never": "layers as they were", "always": "composed"}
             timed = {labels[side]: value for side, value in seconds.items()}
-            verdict = f"{name}, batch {batch} ({'merge' if chosen == 'always' else 'leave'}: {'right' if agrees else 'wrong'})"
-            found += rows("merge", verdict, timed, labels["never"], config)
+            verdict = f"{'merge' if chosen == 'always' else 'leave'}: {'right' if agrees else 'wrong'}"
+            found += rows("merge", f"{name}, batch {batch} ({verdict})", timed, labels["never"], config)
     return found
