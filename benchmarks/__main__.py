@@ -8,7 +8,7 @@ import warnings
 from rich.console import Console
 from rich.table import Table
 
-from . import complexity, expansion, jets, language, linearize, memory, spectrum, training
+from . import complexity, expansion, jets, language, linearize, memory, merge, spectrum, training
 from .timing import save
 
 THEMES = {
@@ -20,6 +20,7 @@ THEMES = {
     "memory": memory.bench,
     "complexity": complexity.bench,
     "linearize": linearize.bench,
+    "merge": merge.bench,
 }
 
 

@@ -13,6 +13,7 @@ from .jets import jet
 from .knobs import Knobs, knobs
 from .lengths import PathLengths, average_path_length, path_lengths
 from .linearize import Linearized, linearize
+from .merging import Merged, merge
 from .nets import ResidualMLP, ResidualTower, affine_base
 from .observe import LightningObserver, Observer, TrainerObserver
 from .paths import path_counts, path_energy
@@ -60,6 +61,9 @@ __all__ = [  # noqa: RUF022  (grouped by what one does with the knobs)
     # α learned: linear units
     "linearize",
     "Linearized",
+    # α = 1: fewer layers
+    "merge",
+    "Merged",
     # counting paths
     "path_counts",
     "path_energy",
