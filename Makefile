@@ -16,7 +16,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,hf,dev]'
 	@touch $@
 
-demo: $(READY)   ## train towers on digits, then explain one: ends with a page (about 4 minutes)
+demo: $(READY)   ## train towers on digits, then explain one: ends with a page (about 3 minutes)
 	$(BIN)/pathsum demo
 
 test: $(READY)   ## the default tests (under 5 minutes on 2 cores)

@@ -66,11 +66,11 @@ class DemoCommand:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a demo trains; chosen so that all of it takes about two minutes on two cores."""
+    """Everything a demo trains; chosen so that all of it takes about three minutes on two cores."""
 
     depths: tuple[int, int] = (10, 50)
     width: int = 16
-    rates: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1, 0.3)
+    rates: tuple[float, ...] = (0.02, 0.05, 0.3)  # the best of 0.01 … 0.3 for each row is among them, or within 1 %
     steps: int = 240
     batch_size: int = 32
     val_size: int = 98
