@@ -17,15 +17,16 @@ from torch import Tensor, nn
 
 from .anatomy import record
 from .care import full_precision, is_sharded, tensors_in, untouched
-from .errors import ControlFlowError, LambdaError, NoJoinsError, ProbeError
+from .errors import LambdaError, NoJoinsError, ProbeError
 from .groups import param_groups
+from .modes import Modes
 from .norms import Keep, Kind, norm_table, without_norm
 from .running import Run, same
 from .scaling import Per, Rule, with_per
 from .series import Series
 from .sites import Anatomy, Branch, Unit
 from .stages import Stages, labels_of
-from .tracing import Plan, Traced, plan_of
+from .tracing import Traced
 from .values import Alpha, Lam, Output, check_alpha, check_lam, exact, is_number, pick
 
 if TYPE_CHECKING:
@@ -52,9 +53,7 @@ class Knobs(nn.Module):
         self.stage_labels: tuple[Hashable, ...] | None = None  # of each branch, where λ was put on per stage
         self.register_buffer("lam_values", None)
         self.training = model.training
-        self._modes: dict[tuple[bool, ...], Anatomy] = {}  # the calls may depend on the mode
-        self._plans: dict[tuple[bool, ...], tuple[Plan, Plan]] = {}  # without and with the units, for torch.compile
-        self._learn(modes_of(model), anatomy)
+        self._modes = Modes(model, anatomy)
         self._numbers: tuple[Tensor, int, list[float]] | None = None  # a fixed λ read once: reading waits for a GPU
 
     @property
@@ -100,40 +99,16 @@ class Knobs(nn.Module):
         values = list(lam) if isinstance(lam, list | tuple) or (isinstance(lam, Tensor) and lam.ndim) else [lam] * n
         if len(values) != n:
             raise LambdaError(f"λ has {len(values)} values; the model has {n} residual branches")
-        mode = Traced(self.plan(units=alpha is not None), None if lam is None else values, self.check_alpha(alpha))
+        plan = self._modes.plan(self.model, units=alpha is not None)
+        mode = Traced(plan, None if lam is None else values, self.check_alpha(alpha))
         with mode:
             out = self.model(*inputs, **kwargs)
         mode.finish()
         return out
 
-    def plan(self, *, units: bool) -> Plan:
-        """Where the sites are in the mode the model is in, for `trace`; where it is new, in the one known first."""
-        modes = modes_of(self.model)
-        for known, plans in self._plans.items():
-            if known == modes:
-                return plans[units]
-        return next(iter(self._plans.values()))[units]
-
-    def _learn(self, modes: tuple[bool, ...], anatomy: Anatomy) -> None:
-        self._modes[modes] = anatomy
-        self._plans[modes] = plan_of(anatomy, units=False), plan_of(anatomy, units=True)
-
     def calls(self, inputs: tuple, kwargs: dict[str, Any]) -> Anatomy:
-        """The calls of a run in the mode the model is in: where it is new, seen by a run on copies of the inputs.
-
-        Raises `ControlFlowError` where the model has other joins or units than in the mode the knobs were made in.
-        """
-        modes = modes_of(self.model)
-        if modes not in self._modes:
-            found = record(self.model, *copied((inputs, kwargs)))[0]
-            different = self.anatomy.compare(found)
-            if different:
-                raise ControlFlowError(
-                    f"{type(self.model).__name__} makes other calls in its present mode than in the one the knobs were "
-                    f"made in ({different}); make the knobs in the mode they are used in"
-                )
-            self._learn(modes, found)
-        return self._modes[modes]
+        """The calls of a run in the mode the model is in, see `Modes`."""
+        return self._modes.calls(self.model, inputs, kwargs, self.output)
 
     def in_force(self) -> Tensor | list[float] | None:
         """λ as set by `rescale`: numbers, or a tensor where it is learned or transformed."""
@@ -334,21 +309,6 @@ class Knobs(nn.Module):
         if self.stage_labels is not None:
             table["stage"] = [str(label) for label in self.stage_labels]
         return head + "\n" + table.to_string(max_rows=ROWS_SHOWN)
-
-
-def modes_of(model: nn.Module) -> tuple[bool, ...]:
-    """Which of its modules are in train mode."""
-    return tuple(module.training for module in model.modules())
-
-
-def copied(value: Any) -> Any:
-    """Inputs with tensors of their own, for a run that may change them in place."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, list | tuple):
-        made = [copied(v) for v in value]
-        return type(value)(*made) if hasattr(value, "_fields") else type(value)(made)
-    return {k: copied(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def own_scale(model: nn.Module, branch: Branch) -> float:

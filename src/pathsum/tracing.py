@@ -72,7 +72,7 @@ class Traced(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         name = func.__name__
-        if name not in self.plan.names or is_counter(args[0]):
+        if name not in self.plan.names or (args and is_counter(args[0])):
             return func(*args, **kwargs)
         at = self.seen
         self.seen = at + 1

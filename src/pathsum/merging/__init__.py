@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 
 from pathsum.care import check_same
 from pathsum.errors import PathsumError
-from pathsum.knobs import Knobs, copied
+from pathsum.knobs import Knobs
+from pathsum.modes import copied
 from pathsum.progress import track
 from pathsum.results import batch_size, check_count, check_eval
 from pathsum.values import Alpha

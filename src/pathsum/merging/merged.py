@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pathsum.care import tensors_in, untouched
 from pathsum.errors import OutputError
-from pathsum.knobs import Knobs, copied
+from pathsum.knobs import Knobs
+from pathsum.modes import copied
 from pathsum.results import accuracy_of
 
 from .costs import Decide, interleaved
