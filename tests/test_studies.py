@@ -479,7 +479,7 @@ def test_options_begin_as_the_preset_has_them():
     other_depths = StudyCommand.parse(["table1", "--preset", "paper", "--depths", "5", "999", "1000"]).study
     assert other_depths.width == (256, 256, 128)
     small = StudyCommand.parse(["table1", "--data", "cifar10:there"])
-    assert (small.study, small.stack) == (preset("small", "cifar10:there"), 4)
+    assert (small.study, small.stack) == (preset("small", "cifar10:there"), 6)
 
 
 def test_studies_are_listed(capsys):

@@ -107,10 +107,12 @@ class Learned(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         a, alpha = ctx.saved_tensors
-        above = torch.ops.aten.threshold_backward(grads[0], a, 0)
-        below = grads[0] - above  # where a ≤ 0
-        to_alpha = (below * a).sum_to_size(alpha.shape) if ctx.needs_input_grad[1] else None
-        return torch.addcmul(above, below, alpha) if ctx.needs_input_grad[0] else None, to_alpha
+        to_a = to_alpha = None
+        if ctx.needs_input_grad[1]:
+            to_alpha = a.clamp(max=0).mul_(grads[0]).sum_to_size(alpha.shape)
+        if ctx.needs_input_grad[0]:
+            to_a = torch.ops.aten.threshold_backward(grads[0], a, 0).lerp_(grads[0], alpha)  # where a ≤ 0: α times it
+        return to_a, to_alpha
 
 
 def blend(value: Tensor, a: Tensor, alpha: float | Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pathsum.data import Dataset
+from pathsum.training.allocation import memory_kept
 from pathsum.training.contexts import (
     channels_last,
     interruptible,
@@ -89,6 +90,7 @@ def run_training(
                 return result
         signals: list[int] = stack.enter_context(interruptible()) if folder is not None else []
         stack.enter_context(threads(config.threads))
+        stack.enter_context(memory_kept())
         stack.enter_context(tensor_cores(config.precision))
         stack.enter_context(private_randomness(config.seed, device))
         stack.enter_context(mode(model, training=True))

@@ -17,6 +17,8 @@ from pathsum.training.evaluation import to_device
 from pathsum.training.options import TrainConfig
 from pathsum.training.stacking import StackedTower
 
+CHUNK = 32  # images of a network at a time in evaluations: the maps of all networks are to stay in a CPU's cache
+
 
 class StackedData:
     """One data set on the device for all networks; each holds out, orders and augments by its own seed."""
@@ -71,7 +73,8 @@ class StackedData:
         every = torch.arange(len(self.test)).expand(num, -1) if split == "test" else torch.stack(self.held_out)
         loss = torch.zeros(num, dtype=torch.float64, device=images.images.device)
         correct = torch.zeros(num, dtype=torch.int64, device=images.images.device)
-        for rows in every.split(self.common.eval_batch_size, dim=1):
+        chunk = self.common.eval_batch_size if loss.is_cuda else min(self.common.eval_batch_size, CHUNK)
+        for rows in every.split(chunk, dim=1):
             if stopped():
                 return None
             x, labels = self._images(images, rows)

@@ -18,6 +18,7 @@ from pathsum.errors import PathsumError
 from pathsum.nets.tower import ResidualTower
 from pathsum.progress import bar
 from pathsum.runs import differences
+from pathsum.training.allocation import memory_kept
 from pathsum.training.contexts import autocast, generators, interruptible, tensor_cores, threads
 from pathsum.training.evaluation import placement
 from pathsum.training.graphs import Captured, quickest
@@ -91,6 +92,7 @@ def fit_stack(
             folders[i], results[i] = open_folder(held, models[i], data, configs[i], out, resume=resume)
         signals: list[int] = held.enter_context(interruptible()) if outs is not None else []
         held.enter_context(threads(configs[0].threads))
+        held.enter_context(memory_kept())
         held.enter_context(tensor_cores(configs[0].precision))
         records = {}
         for i, (model, config) in enumerate(zip(models, configs, strict=True)):

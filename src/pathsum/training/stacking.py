@@ -66,6 +66,7 @@ class StackedTower:
         weight = self.first.decoder.get_parameter("linear.weight")
         # A GPU promises no bits, and an empty slot would cost it what a network does.
         self.slots = self.num if weight.is_cuda else num_slots(self.num, weight.shape[1])
+        self.blocked = can_block(self.first, weight)
         self.parameters: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
         for name, like in self.first.named_parameters():
@@ -81,7 +82,7 @@ class StackedTower:
         like = parts[0].detach()
         row = like.reshape(1) if like.ndim == 0 else like
         stacked = row.new_zeros(self.slots * len(row), *row.shape[1:])
-        if like.ndim == 4:
+        if like.ndim == 4 and not (self.blocked and len(like) == like.shape[1]):
             stacked = stacked.to(memory_format=torch.channels_last)
         for part, slot in zip(parts, self.split(stacked), strict=False):
             slot.copy_(part.detach())
@@ -119,8 +120,11 @@ class StackedTower:
             x = x.contiguous(memory_format=torch.channels_last)
         blocks = [branch for branch in self.first.blocks if isinstance(branch, nn.Sequential)]
         z = self._layers("encoder", self.first.encoder, x, training)
+        blocked = self.blocked and self.convolution is grouped and not torch.is_autocast_enabled("cpu")
+        z = z.to_mkldnn() if blocked else z
         for i, (branch, lam) in enumerate(zip(blocks, self.parameters["lam"].unbind(1), strict=True)):
             z = z + self._layers(f"blocks.{i}", branch, z, training, lam)
+        z = z.to_dense().contiguous(memory_format=torch.channels_last) if blocked else z
         for name, layer in self.first.decoder.named_children():
             z = (
                 self._logits(f"decoder.{name}", z)
@@ -178,6 +182,18 @@ class StackedTower:
         if bias is not None:
             logits_GBK = logits_GBK + bias.view(self.slots, 1, -1)
         return logits_GBK[: self.num]
+
+
+def can_block(tower: ResidualTower, weight: Tensor) -> bool:
+    """Whether its blocks can stay in oneDNN's own layout, eight channels at a time, which its convolutions work in.
+
+    From ordinary layouts they convert at each call. Its ReLU makes 0 of NaN, which no skip does: what overflows in a
+    branch still shows in the output.
+    """
+    config = tower.config
+    plain = config["norm"] is None and config["activation"] == "relu"
+    fits = weight.dtype == torch.float32 and config["width"] % 8 == 0
+    return plain and fits and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
 
 
 def num_slots(num: int, width: int) -> int:
