@@ -56,7 +56,7 @@ def tower_gelu() -> nn.Module:
 
 
 def bench(*, quick: bool = False) -> list[dict[str, Any]]:
-    steps, repeats, batch = (2, 1, 16) if quick else (12, 7, BATCH)
+    steps, repeats, batch = (2, 1, 16) if quick else (20, 5, BATCH)
     data = noise(steps * batch, 1)
     config = TrainConfig(lr=LR, steps=steps, eval_every=steps, batch_size=batch)
     found = []

@@ -101,8 +101,9 @@ class Learned(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, alpha: Tensor) -> Tensor:
+        alpha = laid_out(alpha, a)
         ctx.save_for_backward(a, alpha)
-        return sloped(a, alpha)
+        return torch.ops.aten._prelu_kernel(a, alpha)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -115,6 +116,16 @@ class Learned(torch.autograd.Function):
         return to_a, to_alpha
 
 
+def laid_out(alpha: Tensor, a: Tensor) -> Tensor:
+    """α of whole maps in a's order in memory, so that a kernel passes over both at once."""
+    if a.ndim != 4 or alpha.ndim < 3 or alpha.shape[-1] == 1 or a.is_contiguous():
+        return alpha
+    if not a.is_contiguous(memory_format=torch.channels_last):
+        return alpha
+    batched = alpha.reshape(-1, *alpha.shape[-3:]).contiguous(memory_format=torch.channels_last)
+    return batched if alpha.ndim == 4 else batched[0]
+
+
 def blend(value: Tensor, a: Tensor, alpha: float | Tensor) -> Tensor:
     """value + α(a − value), exact at α = 0 and 1."""
-    return torch.lerp(value, a, alpha.to(a.dtype) if isinstance(alpha, Tensor) else alpha)
+    return torch.lerp(value, a, laid_out(alpha.to(a.dtype), a) if isinstance(alpha, Tensor) else alpha)
