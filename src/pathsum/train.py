@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pathsum.allocation import memory_kept
 from pathsum.data import Dataset
-from pathsum.training.allocation import memory_kept
 from pathsum.training.contexts import (
     channels_last,
     interruptible,

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pathsum.allocation import memory_kept
 from pathsum.data import Dataset
 from pathsum.errors import PathsumError
 from pathsum.nets.tower import ResidualTower
 from pathsum.progress import bar
 from pathsum.runs import differences
-from pathsum.training.allocation import memory_kept
 from pathsum.training.contexts import autocast, generators, interruptible, tensor_cores, threads
 from pathsum.training.evaluation import placement
 from pathsum.training.graphs import Captured, quickest

@@ -1,7 +1,7 @@
-"""Memory that a step has freed is kept for the next one.
+"""Memory that one pass has freed is kept for the next.
 
-The C library's malloc returns freed maps of megabytes to the system, and the next step gets them back page by page,
-each fetched by a page fault and filled with zeros: up to a third of a step's time.
+The C library's malloc returns freed maps of megabytes to the system, and the next pass gets them back page by page,
+each fetched by a page fault and filled with zeros: up to a third of a training step's time.
 """
 
 from __future__ import annotations
