@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import pathsum as ps
+from pathsum.allocation import freed_memory
 from pathsum.nets.memory import Mode
 from pathsum.training.estimate import estimate
 from pathsum.training.memory import PeakMemory, Updates, saved_bytes
@@ -52,7 +53,8 @@ class Trial:
     def step(self) -> float:
         """One step; its seconds."""
         start = time.perf_counter()
-        with Updates(self.optimizer).fused() if self.fused else nullcontext():
+        saving = nullcontext() if self.net.memory.mode == "plain" else freed_memory("returned")  # as in `fit`
+        with saving, Updates(self.optimizer).fused() if self.fused else nullcontext():
             F.cross_entropy(self.net(self.x).float(), self.y).backward()
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pathsum.allocation import memory_kept
+from pathsum.allocation import freed_memory
 from pathsum.data import Dataset
+from pathsum.nets.memory import keeps_activations
 from pathsum.training.contexts import (
     channels_last,
     interruptible,
@@ -90,7 +91,7 @@ def run_training(
                 return result
         signals: list[int] = stack.enter_context(interruptible()) if folder is not None else []
         stack.enter_context(threads(config.threads))
-        stack.enter_context(memory_kept())
+        stack.enter_context(freed_memory("kept" if keeps_activations(model) else "returned"))
         stack.enter_context(tensor_cores(config.precision))
         stack.enter_context(private_randomness(config.seed, device))
         stack.enter_context(mode(model, training=True))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..allocation import memory_kept
+from ..allocation import freed_memory
 from ..care import tensors_in, untouched
 from ..errors import DataError, ModeError
 from ..results import check_eval, full_precision
@@ -78,7 +78,7 @@ def prepared(f: Callable[..., Any], *, restore: bool = True) -> Iterator[None]:
     """Gradients on, autocast off, a module checked and (with `restore`) its buffers and the random state given back."""
     module = f if isinstance(f, nn.Module) else nn.Identity()
     check_eval(module)
-    with torch.inference_mode(False), torch.enable_grad(), full_precision(), memory_kept():
+    with torch.inference_mode(False), torch.enable_grad(), full_precision(), freed_memory("kept"):
         if not restore:
             yield
             return

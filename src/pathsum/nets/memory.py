@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
+from pathsum.allocation import freed_memory
 from pathsum.errors import PathsumError
 from pathsum.nets.checkpointing import Step, checkpointed, run, split
 from pathsum.nets.reversible import Reversal, reversible
+
+if TYPE_CHECKING:
+    from pathsum.nets.tower import SumOfPaths
 
 Mode = Literal["plain", "checkpoint", "reverse"]
 
@@ -72,6 +76,18 @@ def _watched() -> bool:
     return watching or torch._C._functorch.peek_interpreter_stack() is not None or torch.compiler.is_compiling()
 
 
+def keeps_activations(model: nn.Module) -> bool:
+    """Whether no tower in the model saves memory."""
+    return all(tower.memory.mode == "plain" for tower in towers_in(model))
+
+
+def towers_in(model: nn.Module) -> list[SumOfPaths]:
+    """The model itself and what it holds, as far as they are towers."""
+    from pathsum.nets.tower import SumOfPaths
+
+    return [module for module in model.modules() if isinstance(module, SumOfPaths)]
+
+
 @contextmanager
 def saving(model: nn.Module, memory: Mode | Memory) -> Iterator[Reversal]:
     """Let every tower in `model` save memory for a while; yields the record of reversal.
@@ -85,10 +101,8 @@ def saving(model: nn.Module, memory: Mode | Memory) -> Iterator[Reversal]:
 
     Raises `PathsumError` where the model holds no tower.
     """
-    from pathsum.nets.tower import SumOfPaths
-
     chosen = memory if isinstance(memory, Memory) else Memory(memory)
-    towers = [m for m in model.modules() if isinstance(m, SumOfPaths)]
+    towers = towers_in(model)
     if not towers and chosen.mode != "plain":
         raise PathsumError(
             f"memory={chosen.mode!r}: {type(model).__name__} holds no tower of pathsum; in its forward, run its "
@@ -98,7 +112,8 @@ def saving(model: nn.Module, memory: Mode | Memory) -> Iterator[Reversal]:
     try:
         for tower in towers:
             tower.memory = chosen
-        yield chosen.record
+        with nullcontext() if chosen.mode == "plain" else freed_memory("returned"):
+            yield chosen.record
     finally:
         for tower, old in zip(towers, before, strict=True):
             tower.memory = old

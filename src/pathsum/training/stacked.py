@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathsum.allocation import memory_kept
+from pathsum.allocation import freed_memory
 from pathsum.data import Dataset
 from pathsum.errors import PathsumError
 from pathsum.nets.tower import ResidualTower
@@ -92,7 +92,7 @@ def fit_stack(
             folders[i], results[i] = open_folder(held, models[i], data, configs[i], out, resume=resume)
         signals: list[int] = held.enter_context(interruptible()) if outs is not None else []
         held.enter_context(threads(configs[0].threads))
-        held.enter_context(memory_kept())
+        held.enter_context(freed_memory("kept"))
         held.enter_context(tensor_cores(configs[0].precision))
         records = {}
         for i, (model, config) in enumerate(zip(models, configs, strict=True)):
