@@ -63,11 +63,11 @@ SIZES = {
 }
 
 
-@pytest.mark.slow  # smoke: a minute and a half of two cores; small: two hours
+@pytest.mark.slow  # smoke: a minute and a half of two cores; small: an hour
 @pytest.mark.parametrize("size", SIZES)
 def test_the_table_outlives_kills(size, tmp_path):
     if size == "small" and "PATHSUM_HOURS" not in os.environ:
-        pytest.skip("takes two hours: set PATHSUM_HOURS=2")
+        pytest.skip("takes an hour: set PATHSUM_HOURS=1")
     train_with_kills(tmp_path / "killed", SIZES[size])
     whole = command(tmp_path / "whole", SIZES[size])
     _, err = whole.communicate()

@@ -34,7 +34,7 @@ class Table1Command(StudyOptions, Table1):
     and seeds, and writes the table beside the paper's, learning curves, and the paper's claims as checks. After an
     interruption the same command continues, and other options reuse the runs they share.
 
-    Presets: smoke (under a minute, digits), small (2 cores, about an hour; the digits, or CIFAR-10 with --data), h200
+    Presets: smoke (under a minute, digits), small (2 cores, half an hour; the digits, or CIFAR-10 with --data), h200
     (the column n = 10, an hour of that GPU), paper (Appendix A as it is, 600 runs of 160,000 steps). The other options
     begin as the preset has them.
 

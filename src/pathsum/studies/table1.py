@@ -167,18 +167,18 @@ PRESETS: dict[Preset, Table1] = {
         eval_every=2_500,
         precision="bf16",
     ),
-    # Half an hour to an hour of two cores, six networks (a setting's rates and seeds) a program. CPU seconds of a step
-    # of one network with one thread (batch norm, without): n = 1000 of width 8 0.80, 0.31; n = 100 of width 16 0.12,
-    # 0.08; n = 10 0.013, 0.011; of an evaluation on 1,500 images 6, 1 and 0.2. n = 1000: 6 runs a setting x (150 steps
-    # + 4 evaluations): batch norm 860 s, 1/n and 1/sqrt(n) 420 s each, and lambda = 1 fails within its first steps;
-    # n = 100: 130 and 2 x 100 s; n = 10: 50 s. Together 2100 s, and half as much again where two threads share a core.
+    # Half an hour of two cores, six networks (a setting's rates and seeds) a program. CPU seconds of a step of one
+    # network with one thread (batch norm, without): n = 1000 of width 8 0.80, 0.31; n = 100 of width 16 0.12, 0.08;
+    # n = 10 0.013, 0.011; of an evaluation on 1,500 images 6, 1 and 0.2. n = 1000: 6 runs a setting x (100 steps + 3
+    # evaluations): batch norm 590 s, 1/n and 1/sqrt(n) 260 s each, and lambda = 1 fails within its first steps;
+    # n = 100: 90 and 2 x 70 s; n = 10: 35 s. Together 1400 s, and half as much again where two threads share a core.
     "small": Table1(
         train_limit=6_000,
         test_limit=1_000,
         width=(16, 16, 8),
         lrs=tuple(2.0**-k for k in (7, 4, 1)),
         seeds=(0, 1),
-        steps=150,
+        steps=100,
         batch_size=32,
         val_size=500,
         eval_every=50,
