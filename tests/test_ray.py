@@ -459,8 +459,10 @@ def test_a_node_killed_in_the_middle(tmp_path, head, second, reference, shared):
     head.remove_node(second, allow_graceful=False)
     finish(process)
     check_whole(store, configs, reference(3, 600))
-    outcomes = sorted(ends(store, config) for config in configs)
-    assert outcomes == [["died", "done"], ["diverged"], ["done"]]  # one was on that node; the others ran once
+    outcomes = [ends(store, config) for config in configs]
+    lost = outcomes.count(["died", "done"])  # one was on that node, or both: the driver's own may be either of the two
+    assert lost in (1, 2)
+    assert sorted(outcomes) == sorted([["died", "done"]] * lost + [["diverged"]] + [["done"]] * (2 - lost))
     assert not list(store.root.glob(".probe*"))
 
 
