@@ -13,6 +13,7 @@ from pathsum.errors import PathsumError
 from pathsum.studies.growth_command import parse_growth
 from pathsum.studies.robustness_command import parse_robustness
 from pathsum.studies.table1 import HOW, Preset, Table1, preset
+from pathsum.studies.variable_depth_command import parse_variable_depth
 from pathsum.studying import StudyOptions, part, read
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ STUDIES: dict[str, tuple[Callable[[Sequence[str]], Runnable], str]] = {
     "figure2": (parse_figure2, "maximum test accuracy and the complexity there against λ; from the runs of figure1"),
     "growth": (parse_growth, "is a net that was grown as good as a deep one from scratch, at equal FLOPs?"),
     "robustness": (parse_robustness, "are nets linearized by channel and by layer differently robust to attacks?"),
+    "variable-depth": (parse_variable_depth, "does encouraging variable depth from scratch pay, at equal steps?"),
 }
 
 
