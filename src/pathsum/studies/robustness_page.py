@@ -69,9 +69,11 @@ def rows(study: RobustnessStudy, folder: Path) -> pd.DataFrame:
     lines = []
     for arm, seed, share in study.nets():
         found = recall(study.place(folder, arm, seed, share), study.what(arm, seed, share))
-        for attack in ATTACKS if found else ():
-            for epsilon, accuracy in zip(study.radii, found[attack], strict=True):  # type: ignore[index]
-                one = {"arm": arm, "seed": seed, "share": share, "napl": found["napl"], "relus": found["relus"]}  # type: ignore[index]
+        if not found:
+            continue
+        for attack in ATTACKS:
+            for epsilon, accuracy in zip(study.radii, found[attack], strict=True):
+                one = {"arm": arm, "seed": seed, "share": share, "napl": found["napl"], "relus": found["relus"]}
                 lines.append({**one, "attack": attack, "epsilon": epsilon, "accuracy": accuracy})
     columns = ["arm", "seed", "share", "napl", "relus", "attack", "epsilon", "accuracy"]
     return pd.DataFrame(lines, columns=columns)
