@@ -33,8 +33,8 @@ class VariableDepthStudy(StartOptions):
     """Learning rate of the weights, of all arms."""
     shares: tuple[float, ...] = (0.7, 0.5, 0.3)
     """Path lengths to come to while training, as shares of the ordinary tower's."""
-    omegas: tuple[float, ...] = (0.1, 0.5)
-    """Strengths of the prior without a target, by channel; () for none."""
+    omegas: tuple[float, ...] = (1.0, 2.0)
+    """Strengths ω of the prior without a target, by channel; a slope needs 4/(3·alpha_lr·ω) steps to 1 if unopposed."""
     alpha_lr: float = 0.01
     """Learning rate of the slopes."""
 
@@ -163,7 +163,7 @@ PRESETS: dict[Preset, VariableDepthStudy] = {
     "small": VariableDepthStudy(),
     # Shows that all parts work: seconds, and no result worth quoting.
     "smoke": VariableDepthStudy(
-        depth=4, width=8, steps=60, alpha_lr=0.03, shares=(0.6,), omegas=(0.5,), seeds=(0, 1), test_limit=300
+        depth=4, width=8, steps=60, alpha_lr=0.03, shares=(0.6,), omegas=(1.5,), seeds=(0, 1), test_limit=300
     ),
     # A GPU's worth of work; data must be given.
     "cifar10": VariableDepthStudy(
