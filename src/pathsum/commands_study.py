@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pathsum.commands_figures import parse_figure1, parse_figure2
 from pathsum.errors import PathsumError
 from pathsum.studies.growth_command import parse_growth
+from pathsum.studies.length_complexity_command import parse_length_complexity
+from pathsum.studies.robustness_command import parse_robustness
 from pathsum.studies.table1 import HOW, Preset, Table1, preset
+from pathsum.studies.variable_depth_command import parse_variable_depth
 from pathsum.studying import StudyOptions, part, read
 
 if TYPE_CHECKING:
@@ -103,6 +106,9 @@ STUDIES: dict[str, tuple[Callable[[Sequence[str]], Runnable], str]] = {
     "figure1": (parse_figure1, "training loss, test accuracy and geometric complexity against steps, for ten λ"),
     "figure2": (parse_figure2, "maximum test accuracy and the complexity there against λ; from the runs of figure1"),
     "growth": (parse_growth, "is a net that was grown as good as a deep one from scratch, at equal FLOPs?"),
+    "robustness": (parse_robustness, "are nets linearized by channel and by layer differently robust to attacks?"),
+    "variable-depth": (parse_variable_depth, "does encouraging variable depth from scratch pay, at equal steps?"),
+    "length-vs-complexity": (parse_length_complexity, "do complex inputs take longer paths?"),
 }
 
 
