@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pathsum.commands_figures import parse_figure1, parse_figure2
 from pathsum.errors import PathsumError
 from pathsum.studies.growth_command import parse_growth
+from pathsum.studies.path_length_command import parse_path_length
 from pathsum.studies.table1 import HOW, Preset, Table1, preset
 from pathsum.studying import StudyOptions, part, read
 
@@ -103,6 +104,10 @@ STUDIES: dict[str, tuple[Callable[[Sequence[str]], Runnable], str]] = {
     "figure1": (parse_figure1, "training loss, test accuracy and geometric complexity against steps, for ten λ"),
     "figure2": (parse_figure2, "maximum test accuracy and the complexity there against λ; from the runs of figure1"),
     "growth": (parse_growth, "is a net that was grown as good as a deep one from scratch, at equal FLOPs?"),
+    "path-length-vs-accuracy": (
+        parse_path_length,
+        "linear by channel or by layer: which is more accurate at the same average path length?",
+    ),
 }
 
 
