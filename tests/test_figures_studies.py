@@ -22,9 +22,10 @@ from pathsum.runs import Run
 from pathsum.store import RunConfig, Store
 from pathsum.studies import capacity_plots
 from pathsum.studies.capacity import FAILED, PRESETS, TRAINED, Capacity, preset
-from pathsum.studies.capacity_checks import STUDENT, checks, last_fall, spearman
+from pathsum.studies.capacity_checks import checks, last_fall, spearman
 from pathsum.studies.capacity_page import PAPER, build, write
 from pathsum.studies.capacity_results import best_row, curves, estimate, grid, points, share
+from pathsum.studies.intervals import student
 from pathsum.studies.study import Evidence
 from pathsum.studies.tables import markdown
 
@@ -181,8 +182,8 @@ def test_estimates_and_ranks_are_those_of_scipy():
     assert estimate([1.0, math.nan]).n == 1
     x, y = [1.0, 2.0, 2.0, 5.0, 7.0], [3.0, 1.0, 4.0, 1.0, 0.5]
     assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y).statistic)
-    for freedom in range(1, len(STUDENT)):
-        assert STUDENT[freedom] == pytest.approx(stats.t.ppf(0.975, freedom), abs=0.006)
+    for freedom in range(1, 12):
+        assert student(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-9)
 
 
 def test_observing_has_its_share_of_the_time():

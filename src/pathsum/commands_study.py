@@ -12,6 +12,7 @@ from pathsum.commands_figures import parse_figure1, parse_figure2
 from pathsum.errors import PathsumError
 from pathsum.studies.growth_command import parse_growth
 from pathsum.studies.length_complexity_command import parse_length_complexity
+from pathsum.studies.path_length_command import parse_path_length
 from pathsum.studies.robustness_command import parse_robustness
 from pathsum.studies.table1 import HOW, Preset, Table1, preset
 from pathsum.studies.variable_depth_command import parse_variable_depth
@@ -109,6 +110,10 @@ STUDIES: dict[str, tuple[Callable[[Sequence[str]], Runnable], str]] = {
     "robustness": (parse_robustness, "are nets linearized by channel and by layer differently robust to attacks?"),
     "variable-depth": (parse_variable_depth, "does encouraging variable depth from scratch pay, at equal steps?"),
     "length-vs-complexity": (parse_length_complexity, "do complex inputs take longer paths?"),
+    "path-length-vs-accuracy": (
+        parse_path_length,
+        "linear by channel or by layer: which is more accurate at the same average path length?",
+    ),
 }
 
 

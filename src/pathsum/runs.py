@@ -89,9 +89,11 @@ def load_model(path: str | Path) -> tuple[nn.Module, dict[str, Any]]:
 def build(name: Any, config: Any, path: Path, weights: Path | None = None) -> nn.Module:
     """The network of a class and configuration as `path` records them; raises `CheckpointError`."""
     from pathsum.nets.mlp import ResidualMLP
+    from pathsum.nets.plain import PlainNet, RepVGG
     from pathsum.nets.tower import ResidualTower
 
-    known: dict[str, type[nn.Module]] = {"ResidualTower": ResidualTower, "ResidualMLP": ResidualMLP}
+    classes: tuple[type[nn.Module], ...] = (ResidualTower, ResidualMLP, PlainNet, RepVGG)
+    known = {each.__name__: each for each in classes}
     if name not in known or not isinstance(config, dict):
         raise CheckpointError(
             f"{path}: cannot rebuild class {name!r}, expected one of {', '.join(known)} with its config"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pathsum.scaling import parse_rule
 from pathsum.studies.capacity import FAILED, Capacity
 from pathsum.studies.capacity_results import Estimate, Point, curves, estimate, means, points
+from pathsum.studies.intervals import student
 from pathsum.studies.study import Check, Choice, Evidence, Verdict
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 UNDERFIT = 1.0  # nats: the paper's λ = 0 stays above
 FITTED = 0.1  # nats: below this a network counts as interpolating; the paper says "fully fit the data"
-STUDENT = (math.inf, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)  # 97.5 % quantiles, by freedom
 SETTLED = 0.05  # a loss that falls by less than this share of itself over the last quarter has reached its plateau
 
 
@@ -175,12 +175,8 @@ def trend(
 
 def difference(a: Estimate, b: Estimate) -> tuple[float, float]:
     """b − a, and half the width of its 95 % confidence interval; seeds taken as independent."""
-    return b.mean - a.mean, student(a.n + b.n - 2) * math.hypot(a.error, b.error)
-
-
-def student(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t, so that few seeds are not taken for more than they are."""
-    return STUDENT[max(0, min(freedom, len(STUDENT) - 1))]
+    freedom = a.n + b.n - 2
+    return b.mean - a.mean, student(freedom) * math.hypot(a.error, b.error) if freedom else math.inf
 
 
 def reverses(stable: Sequence[Point], found: Sequence[Point], table: pd.DataFrame, where: str) -> Check:
@@ -201,8 +197,9 @@ def reverses(stable: Sequence[Point], found: Sequence[Point], table: pd.DataFram
         f"{signed(first.mean, first.error)} at step {early:,}, {signed(last.mean, last.error)} at step {steps[-1]:,}"
         + (f"; first below zero at step {turn:,}" if turn is not None else "; never below zero after that")
     )
-    rose = first.mean > student(first.n - 1) * first.error
-    fell = last.mean < -student(last.n - 1) * last.error
+    enough = min(first.n, last.n) > 1
+    rose = enough and first.mean > student(first.n - 1) * first.error
+    fell = enough and last.mean < -student(last.n - 1) * last.error
     if rose and fell:
         return Check(claim, where, numbers, "pass")
     loss = min(each.loss.mean for each in branches)

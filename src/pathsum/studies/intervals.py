@@ -24,6 +24,21 @@ class Interval(NamedTuple):
         """1 where all of it is above 0, −1 where all is below, 0 where 0 is in it (or nothing is known)."""
         return int(self.low > 0) - int(self.high < 0)
 
+    @property
+    def half(self) -> float:
+        """Half its width; not a number where that is not known."""
+        half = (self.high - self.low) / 2
+        return half if math.isfinite(half) else math.nan
+
+    def __str__(self) -> str:
+        """The mean with the ends in brackets.
+
+        >>> str(Interval(-0.5, -1.25, 0.25)), str(Interval(1.0, -math.inf, math.inf))
+        ('−0.50 [−1.25, +0.25]', '+1.00')
+        """
+        ends = "" if math.isnan(self.half) else f" [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.mean:+.2f}{ends}".replace("-", "−")
+
     def show(self, unit: str = "") -> str:
         """As text, a sign before every number.
 

@@ -95,7 +95,7 @@ def summary(each: pd.DataFrame) -> pd.DataFrame:
         found = mean_interval(list(part["correlation"]))
         if len(part) == 1:
             found = Interval(*(float(part[name].iloc[0]) for name in ("correlation", "low", "high")))
-        one = {"length": length, "measure": measure, "what": MEASURES[measure], "networks": len(part)}
+        one = {"length": length, "measure": measure, "what": MEASURES[str(measure)], "networks": len(part)}
         lines.append({**one, "correlation": found.mean, "low": found.low, "high": found.high})
     return pd.DataFrame(lines)
 

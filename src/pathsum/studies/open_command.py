@@ -74,7 +74,7 @@ class OpenOptions(ABC):
         return int(self.check and any(check.verdict == "fail" for check in found.checks))
 
 
-def parse(command: type[OpenOptions], presets: Mapping[str, Any], prog: str, args: Sequence[str]) -> Any:
+def parse(command: type[OpenOptions], presets: Mapping[Any, Any], prog: str, args: Sequence[str]) -> Any:
     """Read the options of a command; those not given are the preset's."""
     from pathsum.studying import read
 

@@ -29,9 +29,14 @@ def check_frame(verdicts: Sequence[Check], words: Words = VERDICTS) -> pd.DataFr
 
 def lead(evidence: Evidence, verdicts: Sequence[Check], words: Words = VERDICTS) -> str:
     """How far the study is and what it says."""
+    progress = evidence.progress
+    return f"{progress[0].upper()}{progress[1:]}. The claims' checks: {lead_words(verdicts, words)}."
+
+
+def lead_words(verdicts: Sequence[Check], words: Words = VERDICTS) -> str:
+    """How many checks have each verdict."""
     counts = Counter(check.verdict for check in verdicts)
-    said = ", ".join(f"{counts[name]} {word}" for name, word in words.items() if counts[name])
-    return f"{evidence.progress[0].upper()}{evidence.progress[1:]}. The claims' checks: {said}."
+    return ", ".join(f"{counts[name]} {word}" for name, word in words.items() if counts[name])
 
 
 def said(verdicts: Sequence[Check], words: Words = VERDICTS) -> list[str]:

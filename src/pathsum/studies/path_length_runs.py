@@ -1,0 +1,277 @@
+"""Path length against accuracy: the work itself, in pieces that another process can take."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pathsum import runs
+from pathsum.data import Dataset, normalize
+from pathsum.errors import PathsumError
+from pathsum.knobs import Knobs, knobs
+from pathsum.lengths import average_path_length, path_lengths
+from pathsum.linearize import example, run_linearize
+from pathsum.linearizing.layout import observe, rounds, sites_of
+from pathsum.linearizing.result import Linearized
+from pathsum.nets.plain import RepVGG
+from pathsum.resolve import resolve
+from pathsum.runs import save_model
+from pathsum.storage import read_json, write_json
+from pathsum.studies.path_length import PathLength, Point, Spot
+from pathsum.train import FitResult, TrainConfig, evaluate, fit
+from pathsum.training.record import make_optimizer
+from pathsum.unit_spectrum import unit_spectrum
+
+ROW = "point.json"
+COOLING = 0.8  # share of the plain network's training after which the rate is a tenth
+CALIBRATION = 512  # training images for the batch norms of a folded network
+WATCHED = 500  # test images for the rows along the way; the points are tested on all
+Job = tuple[str, int] | Point  # ("start", seed), or a point
+
+
+class Interrupted(PathsumError):
+    """A signal came; the same command continues."""
+
+
+class At(nn.Module):
+    """A network under α, as `evaluate` takes it."""
+
+    def __init__(self, net: Knobs, alpha: list[float | Tensor]) -> None:
+        super().__init__()
+        self.net, self.alpha = net, alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net.pick(self.net(x, alpha=self.alpha))
+
+
+def jobs(study: PathLength) -> list[Job]:
+    """All there is to do, in an order that one process can follow."""
+    return [*dict.fromkeys(start_job(study, seed) for seed in study.seeds), *study.points()]
+
+
+def start_job(study: PathLength, seed: int) -> Job:
+    """What makes the networks to start from: for each seed, or once where one is given."""
+    return "start", seed if study.model is None else study.seeds[0]
+
+
+def needs(study: PathLength, job: Job) -> list[Job]:
+    """What a job waits for."""
+    if not isinstance(job, Point):
+        return []
+    return [start_job(study, job.spot.seed), *study.needs(job)]
+
+
+def folder_of(root: Path, job: Job) -> Path:
+    """Where a job works."""
+    return root / (job.name if isinstance(job, Point) else f"start-{job[1]}")
+
+
+def is_done(study: PathLength, root: Path, job: Job) -> bool:
+    """Whether a job has nothing left to do."""
+    return (folder_of(root, job) / ROW).is_file()
+
+
+def length_of(study: PathLength, job: Job, size: int) -> int:
+    """The steps of a job; `size` training images for a start."""
+    if isinstance(job, Point):
+        return study.steps
+    return max(1, round(study.start_epochs * (size // study.batch_size))) if study.model is None else 1
+
+
+def steps_done(study: PathLength, root: Path, job: Job, size: int) -> int:
+    """The steps that a job has taken, as far as it has told."""
+    if is_done(study, root, job):
+        return length_of(study, job, size)
+    folder = folder_of(root, job)
+    parts = [folder] if isinstance(job, Point) else sorted(folder.glob("part-*"))
+    files = [part / runs.ROWS for part in parts if (part / runs.ROWS).is_file()]
+    return sum(rows[-1]["step"] for rows in map(runs.read_rows, files) if rows)
+
+
+def work(study: PathLength, root: Path, job: Job, device: str, threads: int | None, *, progress: bool | None) -> None:
+    """Do one job, or continue it; returns when it is done, raises `Interrupted` where a signal came first."""
+    if isinstance(job, Point):
+        linearize_to(study, root, job, device, threads, progress=progress)
+        return
+    if study.model is None:
+        train_start(study, root, job[1], device, threads, progress=progress)
+    spots = [spot for spot in study.spots() if start_job(study, spot.seed) == job]
+    known = {f"{spot.share:g}": about_start(*subject(study, root, spot, device)) for spot in spots}
+    folder_of(root, job).mkdir(parents=True, exist_ok=True)
+    write_json(folder_of(root, job) / ROW, known)
+
+
+# ------------------------------------------------------------------------------------------------ the start
+
+
+def train_start(
+    study: PathLength, root: Path, seed: int, device: str, threads: int | None, *, progress: bool | None
+) -> None:
+    """Train a plain network, and keep it, folded, at each share of the training that is asked for."""
+    data = start_images(study, device)
+    channels, _, _ = data.shape
+    net = RepVGG(study.widths, in_channels=channels, num_classes=data.num_classes, seed=seed).to(device)
+    total = length_of(study, ("start", seed), len(data.train))
+    ends = sorted({max(1, round(share * total)): share for share in (*study.start_at, COOLING)}.items())
+    optimizer: torch.optim.Optimizer | None = None
+    done = 0
+    for end, share in ends:
+        if share > max(study.start_at):
+            break
+        config = TrainConfig(
+            lr=study.start_lr if done < round(COOLING * total) else study.start_lr / 10,
+            steps=end - done,
+            seed=seed + 1000 * done,  # another order of the images in each part
+            batch_size=study.batch_size,
+            weight_decay=5e-4,
+            augment=study.augment,
+            eval_every=max(1, (end - done) // 4),
+            threads=threads,
+        )
+        if optimizer is None:
+            optimizer = make_optimizer(list(net.parameters()), config)
+        part = root / f"start-{seed}" / f"part-{end}"
+        check(fit(net, watched(data), config, out=part, optimizer=optimizer, progress=progress))
+        done = end
+        for kept in study.start_at:
+            if max(1, round(kept * total)) == end:
+                images = data.train.images[:CALIBRATION]
+                plain = net.eval().fold(normalize(images, data.mean, data.std))
+                save_model(root / Spot("plain", kept, seed).name, plain)
+
+
+def check(result: FitResult | Linearized) -> None:
+    """Stop where a run was interrupted or failed."""
+    if result.status == "interrupted":
+        raise Interrupted(f"interrupted by {result.reason}: run the same command again to continue where it stopped")
+    if result.status != "done":
+        raise PathsumError(f"a run of the study {result.status}: {result.reason}; lower --lr, --alpha-lr or --start-lr")
+
+
+# ------------------------------------------------------------------------------------------------- a point
+
+
+def linearize_to(
+    study: PathLength, root: Path, point: Point, device: str, threads: int | None, *, progress: bool | None
+) -> None:
+    """One point: linearize to its target, test on all test images, write the row."""
+    net, data = subject(study, root, point.spot, device)
+    start = read_json(folder_of(root, start_job(study, point.spot.seed)) / ROW)
+    about = start[f"{point.spot.share:g}"]
+    target = target_of(study, root, point, about["napl_start"])
+    begin, alpha = net, None
+    if study.successive and point.place:
+        made = Linearized.load(folder_of(root, point._replace(place=point.place - 1)), net)
+        begin, alpha = made.net, made.alpha
+    config = replace(study.config(point.spot.seed), threads=threads)
+    options = study.options(point.arm, target)
+    out = folder_of(root, point)
+    result = run_linearize(begin, watched(data), options, config, alpha=alpha, out=out, progress=progress)
+    check(result)
+    write_json(out / ROW, row(study, point, result, data, about, target))
+
+
+def target_of(study: PathLength, root: Path, point: Point, whole: float) -> float:
+    """By layer a share of the original length; by channel the length that the layers reached, which is discrete."""
+    if point.arm == "layer":
+        return study.shares[point.place] * whole
+    return float(read_json(folder_of(root, point._replace(arm="layer")) / ROW)["napl"])
+
+
+def row(
+    study: PathLength, point: Point, made: Linearized, data: Dataset, about: dict[str, Any], target: float
+) -> dict[str, Any]:
+    """What is known of a point."""
+    lengths = path_lengths(made.net, alpha=made.alpha)
+    _, accuracy = evaluate(At(made.net, made.alpha), data.test, data)
+    return {
+        "start": point.spot.start,
+        "start_at": point.spot.share,
+        "seed": point.spot.seed,
+        "arm": point.arm,
+        "point": point.place,
+        "share": study.shares[point.place],
+        "target": target,
+        "napl": lengths.mean,
+        "napl_std": lengths.std,
+        "functional": functional_length(study, made, data),
+        "units": made.units_left,
+        "relus": made.relus,
+        "rounds": made.rounds,
+        "accuracy": accuracy,
+        "slopes": made.parameters,
+        "slopes_share": made.parameters / about["weights"],
+        "forced": made.forced,
+        "reached": made.reached,
+        "steps": study.steps,
+        "histogram": lengths.histogram.tolist(),
+        **about,
+    }
+
+
+def functional_length(study: PathLength, made: Linearized, data: Dataset) -> float | None:
+    """Mean length of the paths that some images take, by energy; None where it is not asked for."""
+    if not study.functional:
+        return None
+    images = data.test.images[: study.functional]
+    x = normalize(images, data.mean, data.std)
+    return unit_spectrum(made.net, x, alpha=made.alpha, progress=False).mean_length()
+
+
+def subject(study: PathLength, root: Path, spot: Spot, device: str) -> tuple[Knobs, Dataset]:
+    """The network to start from with knobs, and its images."""
+    data = images_of(study, spot.seed, device)
+    if study.model is None:
+        net, _ = runs.load_model(root / spot.name)
+    else:
+        net, data = given(study, data)
+    net = net.to(device)
+    return knobs(net, example(net, data)), data
+
+
+def given(study: PathLength, data: Dataset) -> tuple[nn.Module, Dataset]:
+    """The user's network, and the images with the mean and deviation that it takes."""
+    assert study.model is not None
+    target = resolve(study.model, weights=study.weights)
+    known = target.record.get("data") or {}
+    same = known if known.get("name") == data.name else {}
+    mean, std = (
+        getattr(study, key) or getattr(target, key) or tuple(same.get(key) or ()) or getattr(data, key)
+        for key in ("mean", "std")
+    )
+    return target.model, replace(data, mean=tuple(mean), std=tuple(std))
+
+
+def about_start(net: Knobs, data: Dataset) -> dict[str, Any]:
+    """Path length, nonlinear scalars, rounds, weights and accuracy of a network before it is linearized."""
+    recorder = observe(net.model, (example(net, data),))
+    sites = sites_of([unit.name for unit in net.units], recorder, "layer", None)
+    return {
+        "accuracy_start": evaluate(At(net, [0.0] * len(net.units)), data.test, data)[1],
+        "napl_start": average_path_length(net),
+        "relus_start": sum(site.scalars for site in sites),
+        "rounds_start": rounds(recorder, [True] * len(sites)),
+        "weights": sum(p.numel() for p in net.parameters()),
+    }
+
+
+def watched(data: Dataset) -> Dataset:
+    """The data with few test images, for the rows along the way."""
+    return replace(data, test=data.test.subset(min(WATCHED, len(data.test))))
+
+
+@lru_cache(maxsize=2)
+def images_of(study: PathLength, seed: int, device: str) -> Dataset:
+    """The images of a seed, kept between the points of a process."""
+    return study.dataset(seed, device)
+
+
+@lru_cache(maxsize=1)
+def start_images(study: PathLength, device: str) -> Dataset:
+    """The images for the start."""
+    return study.start_dataset(device)
