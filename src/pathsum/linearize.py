@@ -32,6 +32,7 @@ from .values import Alpha, check_alpha
 
 __all__ = ["LinearizeOptions", "Linearized", "linearize", "load_alpha"]
 
+FELT = 128  # training images on which `saliency` is measured
 DEFAULT = TrainConfig(lr=0.01, epochs=10)
 
 
@@ -48,6 +49,9 @@ def linearize(
     normalize: bool = False,
     alpha_lr: float = 0.01,
     cotrain: bool = True,
+    saliency: bool = False,
+    distill: float = 0.0,
+    teacher: nn.Module | None = None,
     units: Sequence[str] | None = None,
     alpha: Alpha | Linearized | str | Path | None = None,
     train: TrainConfig = DEFAULT,
@@ -66,7 +70,11 @@ def linearize(
 
     A site is a call: a module used twice has two sets of slopes. by="channel" takes axis 1 after convolutions and the
     last after linear layers. units: names, kinds or patterns; by default the ReLU family, GELU and SiLU included.
-    normalize divides each unit's prior by its number of slopes. `net` stays as it is; the copy is `result.net`.
+    normalize divides each unit's prior by its number of slopes. saliency divides it by the Fisher information of
+    each slope at the start, the mean of (∂CE/∂α)² over 128 training images, so that what the loss does not feel
+    becomes linear first. distill is the share of the loss that is the divergence from `teacher`, by default `net`
+    as it is given, instead of the cross-entropy: it keeps accuracy where data are few. `net` stays as it is; the
+    copy is `result.net`.
 
     With a folder `out` the run is recorded, resumable (a kill costs the time since the last checkpoint; on the CPU
     bitwise), and the same call continues it or returns what it came to. Costs about the training, one kernel a unit.
@@ -91,9 +99,13 @@ def linearize(
         normalize=normalize,
         alpha_lr=alpha_lr,
         cotrain=cotrain,
+        saliency=saliency,
+        distill=distill,
         units=None if units is None else tuple(units),
     )
-    return run_linearize(net, data, options, train, alpha=alpha, out=out, resume=resume, progress=progress)
+    return run_linearize(
+        net, data, options, train, alpha=alpha, teacher=teacher, out=out, resume=resume, progress=progress
+    )
 
 
 def run_linearize(
@@ -103,12 +115,13 @@ def run_linearize(
     train: TrainConfig,
     *,
     alpha: Alpha | Linearized | str | Path | None = None,
+    teacher: nn.Module | None = None,
     out: str | Path | None = None,
     resume: bool = True,
     progress: bool | None = None,
 ) -> Linearized:
     """`linearize` with its options in one object, as the command line has them."""
-    model = prepare(net, data, options, train, alpha=alpha)
+    model = prepare(net, data, options, train, alpha=alpha, teacher=teacher)
     with fixed_weights(model.net, fixed=not options.cotrain):
         fit = run_training(SlopeTraining, model, data, train, out=out, resume=resume, progress=progress)
     if out is not None and (Path(out) / RECORD).is_file():  # also where the run was finished before
@@ -123,8 +136,14 @@ def prepare(
     train: TrainConfig,
     *,
     alpha: Alpha | Linearized | str | Path | None = None,
+    teacher: nn.Module | None = None,
 ) -> Slopes:
     """A copy of the network with its slopes, ready to be trained; refuses what cannot work."""
+    teach = None
+    if options.distill:
+        teach = Teacher(copy.deepcopy(net if teacher is None else teacher).eval(), alpha if teacher is None else None)
+    elif teacher is not None:
+        raise PathsumError("a teacher goes with distill: give the share of the loss, such as distill=0.5")
     net = copy.deepcopy(net).eval()
     x = example(net, data)
     with fitting(data):
@@ -147,11 +166,19 @@ def prepare(
     model = Slopes(knobbed, sites, options, steps=train.num_steps(max(per_epoch, 1)), recorder=recorder)
     if alpha is not None:
         model.start(read_alpha(alpha, knobbed))
+    if options.saliency:
+        images, labels = data.train.images[:FELT], data.train.labels[:FELT]
+        like = model.slopes
+        x = normalize_images(images.to(like.device), data.mean, data.std, dtype=like.dtype)
+        model.weigh(x, labels.to(like.device))
     if options.target is not None:
         kind, target = options.target
         model.budget = Budget(kind, target, measure(kind, model))
         model.budget.check(model.slopes.detach() == 1)
+    if teach is not None:
+        model.teach = teach.ready(knobbed, x)
     model.config = {
+        **({} if teach is None else {"teacher": fingerprint(teach.net.state_dict())}),
         "linearize": {key: value for key, value in asdict(options).items() if value is not None},
         "of": runs.model_record(knobbed.model),
         "units": names,
@@ -159,6 +186,21 @@ def prepare(
         "alpha": fingerprint({"alpha": model.slopes.detach()}),
     }
     return model
+
+
+class Teacher:
+    """A network that stays as it is, under its α, to learn from."""
+
+    def __init__(self, net: nn.Module, alpha: Alpha | Linearized | str | Path | None) -> None:
+        self.net, self.alpha = net, alpha
+
+    def ready(self, like: Knobs, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Its logits as a function; `like` tells which of its outputs they are."""
+        if self.alpha is None:
+            return lambda x: like.pick(self.net(x))
+        knobbed = as_knobs(self.net, (x,), {})
+        alpha = read_alpha(self.alpha, knobbed)
+        return lambda x: knobbed.pick(knobbed(x, alpha=alpha))
 
 
 def measure(kind: str, model: Slopes) -> Callable[[Tensor], float]:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ..training.loop import Training
 from ..training.monitor import Monitor
@@ -15,6 +17,8 @@ from ..training.result import FitResult
 from .budget import counted
 from .result import Linearized
 from .slopes import Slopes
+
+SOFT = 2.0  # temperature of distillation
 
 
 class Finite(Monitor):
@@ -70,5 +74,16 @@ class SlopeRecord(Record):
 class SlopeTraining(Training):
     """A network at work that learns α."""
 
+    model: Slopes
     books = SlopeRecord
     label = "linearizing"
+
+    def _loss(self, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        """(1 − d)·cross-entropy + d·T²·KL(teacher ‖ network), both softened by T (Hinton et al., arXiv 1503.02531)."""
+        loss, share, teach = super()._loss(x, logits, y), self.model.options.distill, self.model.teach
+        if teach is None:
+            return loss
+        with torch.no_grad():
+            target = F.log_softmax(teach(x).to(logits.dtype) / SOFT, 1)
+        divergence = F.kl_div(F.log_softmax(logits / SOFT, 1), target, reduction="batchmean", log_target=True)
+        return (1 - share) * loss + share * SOFT**2 * divergence

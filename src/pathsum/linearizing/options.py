@@ -31,6 +31,8 @@ class LinearizeOptions:
     """Exponent of the prior, above 0 and at most 1."""
     normalize: bool = False
     """Divide the prior of each unit by its number of slopes, so that one ω weighs as much by channel as by layer."""
+    saliency: bool = False
+    """Divide the prior of each slope by how much the loss feels it at the start, so that harmless ones go first."""
     alpha_lr: float = 0.01
     """Learning rate of α, by plain gradient steps, each followed by the prior's proximal step."""
     freeze: float = 0.01
@@ -39,6 +41,8 @@ class LinearizeOptions:
     """Share of the steps in which a target is reached; in the rest the weights adapt."""
     cotrain: bool = True
     """Train the weights too; else α alone."""
+    distill: float = 0.0
+    """Share of the loss that is the divergence from the logits of the network as it was; for few data."""
     batch_stats: Literal["train", "eval"] | None = None
     """Run the network in train mode (BatchNorm by the batch, dropout) or eval mode; by default train if co-trained."""
     units: tuple[str, ...] | None = None
@@ -67,6 +71,8 @@ class LinearizeOptions:
             raise PathsumError(
                 f"freeze is {self.freeze} and ramp {self.ramp}, expected 0 <= freeze < 1 and 0 < ramp <= 1"
             )
+        if not 0 <= self.distill <= 1:
+            raise PathsumError(f"distill is {self.distill}, expected a share of the loss, 0 to 1")
         if self.batch_stats not in (None, "train", "eval"):
             raise PathsumError(f"batch_stats is {self.batch_stats!r}, expected 'train' or 'eval'")
         reach = threshold(self.alpha_lr * max(self.omega, default=0.0), self.power)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import LambdaError
@@ -16,6 +17,7 @@ from .layout import Site
 from .options import LinearizeOptions
 from .proximal import proximal
 
+LEAST = 100.0  # a slope's prior is at most so many times that of the median
 EDGE = 1e-6  # where there is no band: 1 − α of a slope that is not to be linear, at least
 LOOK = 10  # steps between two looks for units that are linear as a whole, where a look waits for a GPU
 
@@ -41,6 +43,7 @@ class Slopes(nn.Module):
         super().__init__()
         self.net, self.sites, self.options, self.num_steps = net, tuple(sites), options, steps
         self.recorder = recorder  # of a run on one sample
+        self.teach: Callable[[Tensor], Tensor] | None = None  # logits to learn from, for `distill`
         self.config: dict[str, Any] = {}  # what tells this run from others
         self.chosen = [site for site in self.sites if site.slopes is not None]
         self.sizes = [site.num for site in self.chosen]
@@ -64,6 +67,21 @@ class Slopes(nn.Module):
     def omega(self) -> float:
         """ω of the next step."""
         return float(self.control[0])
+
+    def weigh(self, x: Tensor, y: Tensor) -> None:
+        """Divide each slope's prior by its Fisher information on images x with labels y: the mean of (∂CE/∂α)².
+
+        Relative to the median, by 1/`LEAST` at least, and with a mean of 1. One forward and backward pass an image.
+        """
+        felt = torch.zeros_like(self.slopes, dtype=torch.float64, requires_grad=False)
+        for image, label in zip(x.split(1), y.split(1), strict=True):
+            (slope,) = torch.autograd.grad(F.cross_entropy(self(image), label), self.slopes)
+            felt += slope.double().square() / len(x)
+        free = self.slopes.detach() != 1
+        typical = felt[free].median() if bool(free.any()) else felt.new_zeros(())
+        if float(typical) > 0:
+            weights = typical / felt.clamp_min(float(typical) / LEAST)
+            self.prior.mul_(weights / weights[free].mean())
 
     def forget(self) -> None:
         """The slopes were changed from outside."""

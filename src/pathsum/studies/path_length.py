@@ -15,6 +15,7 @@ from pathsum.train import TrainConfig
 Preset = Literal["paper", "small", "smoke"]
 Arm = Literal["layer", "channel"]
 ARMS: tuple[Arm, ...] = ("layer", "channel")  # the order in which they are linearized
+LATER = 500_000  # added to the seed for the last steps of a point
 PLAIN = "plain"  # the start that is trained here
 
 
@@ -63,18 +64,24 @@ class PathLength:
     """Linearize on a random subset of so many training images, classes balanced, another for each seed."""
     test_limit: int | None = None
     """Test on a random subset of so many images; by default on all."""
-    shares: tuple[float, ...] = (0.85, 0.7, 0.5, 0.35, 0.2)
+    shares: tuple[float, ...] = (0.8, 0.65, 0.5, 0.35)
     """The points: shares of the original average path length, falling."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds: of the start where it is trained here, of the images, and of their order."""
     successive: bool = True
     """Start each point from the one before; else from the trained network, which costs more for the same result."""
-    steps: int = 100
+    steps: int = 90
     """Steps of a point, the same in both arms."""
-    lr: float = 0.01
-    """Learning rate of the weights, constant."""
-    alpha_lr: float = 0.03
+    lr: float = 0.02
+    """Learning rate of the weights; the last steps of a point take a tenth of it."""
+    settle: float = 0.3
+    """Share of the steps of a point that are those."""
+    alpha_lr: float = 0.3
     """Learning rate of the slopes."""
+    saliency: bool = True
+    """Divide each slope's prior by how much the loss feels it, so that harmless ones go first."""
+    distill: float = 0.9
+    """Share of the loss that is the divergence from the starting network's logits; for few images."""
     batch_size: int = 128
     """Images in a batch."""
     weight_decay: float = 0.0
@@ -112,6 +119,10 @@ class PathLength:
             raise PathsumError("--start-at is for the plain network that is trained here; it does not go with --model")
         if self.model is None and (self.weights is not None or self.mean is not None or self.std is not None):
             raise PathsumError("--weights, --mean and --std go with --model; give the function that builds the network")
+        if not 0 < self.settle < 1 or self.steps < 2:
+            raise PathsumError(
+                f"--settle {self.settle:g} --steps {self.steps}: expected a share between 0 and 1, of 2 steps or more"
+            )
         for name in ("start_epochs", "start_lr"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise PathsumError(f"--{name.replace('_', '-')} is {getattr(self, name):g}, expected a positive number")
@@ -146,12 +157,21 @@ class PathLength:
             batch_size=self.batch_size,
             weight_decay=self.weight_decay,
             augment=self.augment,
-            eval_every=max(1, self.steps // 8),
+            eval_every=max(1, self.steps // 3),
         )
+
+    def parts(self, config: TrainConfig) -> tuple[TrainConfig, TrainConfig]:
+        """The steps of a point: those in which it gets to its length, and the last ones, at a tenth of the rate."""
+        last = max(1, round(self.settle * config.num_steps(1)))
+        first = replace(config, steps=max(1, config.num_steps(1) - last))
+        seed = config.seed + LATER  # another order of the images
+        return first, replace(config, steps=last, lr=config.lr / 10, seed=seed, eval_every=max(1, last // 2))
 
     def options(self, arm: Arm, target: float) -> LinearizeOptions:
         """How the slopes are."""
-        return LinearizeOptions(by=arm, target_length=target, alpha_lr=self.alpha_lr)
+        return LinearizeOptions(
+            by=arm, target_length=target, alpha_lr=self.alpha_lr, saliency=self.saliency, distill=self.distill
+        )
 
     def dataset(self, seed: int, device: str = "cpu") -> Dataset:
         """The images of a seed: its own for training, the same for testing."""
@@ -185,12 +205,12 @@ PRESETS: dict[Preset, PathLength] = {
     # Shows that all parts work: seconds, and no result worth quoting.
     "smoke": PathLength(
         widths=(8, 8, 8, 8, 8, 8), shares=(0.7, 0.5, 0.35, 0.2), seeds=(0, 1), start_epochs=6, steps=40, batch_size=64,
-        start_lr=0.05, lr=0.02, alpha_lr=0.05, augment=False, functional=8,
+        start_lr=0.05, lr=0.05, augment=False, functional=8,
     ),
     # A GPU's worth of work; 60 epochs a point of 50,000 images, each from the trained network, as in the paper.
     "paper": PathLength(
-        data="", successive=False, steps=60 * 390, seeds=(0, 1, 2, 3, 4), weight_decay=5e-4, alpha_lr=0.01,
-        widths=(64,) * 3 + (128,) * 4 + (256,) * 10 + (512,), start_epochs=100, start_at=(0.25, 1.0),
-        shares=(0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
+        data="", successive=False, steps=60 * 390, seeds=(0, 1, 2, 3, 4), weight_decay=5e-4, alpha_lr=0.1,
+        distill=0.0, saliency=False, widths=(64,) * 3 + (128,) * 4 + (256,) * 10 + (512,), start_epochs=100,
+        start_at=(0.25, 1.0), shares=(0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
     ),
 }  # fmt: skip

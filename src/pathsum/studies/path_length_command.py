@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -126,7 +127,8 @@ def do(study: PathLength, root: Path, device: str, threads: int | None, shown: b
 
 def same_study(study: PathLength, root: Path, *, read_only: bool) -> None:
     """Refuse runs of a study with other options; else keep the options for the next time."""
-    asked = page.jsonable({k: v for k, v in asdict(study).items() if k not in (*FREE, "data", "weights", "model")})
+    asked = page.jsonable({k: v for k, v in asdict(study).items() if k not in FREE})
+    asked |= {name: about_file(str(asked[name])) for name in ("data", "model", "weights") if asked[name]}
     if (root / ASKED).is_file():
         before = read_json(root / ASKED)
         for name, value in asked.items():
@@ -139,6 +141,15 @@ def same_study(study: PathLength, root: Path, *, read_only: bool) -> None:
         with writing(root):
             root.mkdir(parents=True, exist_ok=True)
         write_json(root / ASKED, asked)
+
+
+def about_file(name: str) -> str:
+    """An option that may name files, without where they are; of a file of weights a hash too."""
+    kind, _, rest = name.partition(":")
+    last = Path(rest or kind).name
+    file = Path(name)
+    known = f" {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}" if file.is_file() else ""
+    return (f"{kind}:{last}" if rest and len(kind) > 1 and "/" not in kind else last) + known
 
 
 def parse_path_length(args: Sequence[str]) -> PathLengthCommand:

@@ -246,4 +246,4 @@ def draw_gaps(paired: pd.DataFrame, ax: Axes) -> None:
         )  # fmt: skip
     ax.axhline(0, color=figures.INK, lw=1)
     ax.set(xlabel=VIEWS[0][1], ylabel="channel − layer (points)")
-    ax.legend()
+    ax.legend(loc="upper right")

@@ -71,6 +71,11 @@ def folder_of(root: Path, job: Job) -> Path:
     return root / (job.name if isinstance(job, Point) else f"start-{job[1]}")
 
 
+def settled(folder: Path) -> Path:
+    """Where a point ends: the steps at a tenth of the rate, when its slopes are where they are to be."""
+    return folder.with_name(f"{folder.name}-settled")
+
+
 def is_done(study: PathLength, root: Path, job: Job) -> bool:
     """Whether a job has nothing left to do."""
     return (folder_of(root, job) / ROW).is_file()
@@ -88,7 +93,7 @@ def steps_done(study: PathLength, root: Path, job: Job, size: int) -> int:
     if is_done(study, root, job):
         return length_of(study, job, size)
     folder = folder_of(root, job)
-    parts = [folder] if isinstance(job, Point) else sorted(folder.glob("part-*"))
+    parts = [folder, settled(folder)] if isinstance(job, Point) else sorted(folder.glob("part-*"))
     files = [part / runs.ROWS for part in parts if (part / runs.ROWS).is_file()]
     return sum(rows[-1]["step"] for rows in map(runs.read_rows, files) if rows)
 
@@ -166,14 +171,19 @@ def linearize_to(
     target = target_of(study, root, point, about["napl_start"])
     begin, alpha = net, None
     if study.successive and point.place:
-        made = Linearized.load(folder_of(root, point._replace(place=point.place - 1)), net)
+        made = Linearized.load(settled(folder_of(root, point._replace(place=point.place - 1))), net)
         begin, alpha = made.net, made.alpha
     config = replace(study.config(point.spot.seed), threads=threads)
     options = study.options(point.arm, target)
     out = folder_of(root, point)
-    result = run_linearize(begin, watched(data), options, config, alpha=alpha, out=out, progress=progress)
-    check(result)
-    write_json(out / ROW, row(study, point, result, data, about, target))
+    seen, teacher = watched(data), net if study.distill else None
+    parts = zip((out, settled(out)), study.parts(config), strict=True)
+    forced = 0
+    for folder, part in parts:
+        result = run_linearize(begin, seen, options, part, alpha=alpha, teacher=teacher, out=folder, progress=progress)
+        check(result)
+        begin, alpha, forced = result.net, result.alpha, forced + result.forced
+    write_json(out / ROW, {**row(study, point, result, data, about, target), "forced": forced})
 
 
 def target_of(study: PathLength, root: Path, point: Point, whole: float) -> float:

@@ -88,7 +88,7 @@ class Training:
         record = self.record
         with autocast(self.config.precision, self.device):
             logits = self.model(x).to(self.dtype)
-        loss = F.cross_entropy(logits, y)
+        loss = self._loss(x, logits, y)
         if record.step == 0:
             record.monitor.start(F.cross_entropy(logits.detach(), y, reduction="none").tolist())
         record.optimizer.zero_grad(set_to_none=True)
@@ -99,6 +99,10 @@ class Training:
         else:
             record.optimizer.step()
         self.pending.append(loss.detach())
+
+    def _loss(self, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
+        """What is minimized: the mean cross-entropy."""
+        return F.cross_entropy(logits, y)
 
     @torch.no_grad()
     def _probed_step(self) -> None:
