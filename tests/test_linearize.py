@@ -15,7 +15,7 @@ from torch import nn
 import pathsum as ps
 from pathsum import runs
 from pathsum.cli import main
-from pathsum.data import Dataset, Split, batches
+from pathsum.data import Dataset, Split, batches, load, normalize
 from pathsum.errors import CheckpointError, DataError, LambdaError, NoUnitsError, PathsumError
 from pathsum.joining import bend
 from pathsum.linearize import linearize, load_alpha, prepare
@@ -503,3 +503,52 @@ def test_options_are_checked(data, toy, options, text):
     with pytest.raises(PathsumError, match=text) as error:
         linearize(toy, data, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_target_that_is_met_moves_no_slope_by_the_prior():
+    data, net = load("digits"), ps.ResidualMLP(depth=3, width=8, seed=0)
+    config = TrainConfig(lr=0.02, steps=40, seed=0)
+    made = ps.linearize(net, data, target_units=1, train=config)
+    again = ps.linearize(made.net, data, target_units=1, alpha=made, alpha_lr=1e-9, saliency=True, train=config)
+    for before, after in zip(made.alpha, again.alpha, strict=True):
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
+
+
+def test_saliency_spares_what_the_loss_feels():
+    """Units whose argument is never negative are linear already: they go first, and cost nothing."""
+    torch.manual_seed(0)
+
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(64, 8), nn.Linear(8, 10)
+
+        def forward(self, x):
+            shift = x.new_tensor([100.0] * 4 + [0.0] * 4)
+            return self.last(torch.relu(self.first(x.flatten(1)) + shift) - shift)
+
+    net = Half()
+    config = TrainConfig(lr=1e-6, steps=30, seed=0)
+    made = ps.linearize(net, load("digits"), target_units=0.5, saliency=True, cotrain=False, train=config)
+    assert (made.alpha[0] == 1).tolist() == [True] * 4 + [False] * 4
+    assert float(made.alpha[0][4:].abs().max()) < 0.1
+
+
+def test_distillation_follows_its_teacher():
+    data = load("digits", train_limit=200, test_limit=100)
+    teacher = ps.ResidualMLP(depth=2, width=8, seed=1)
+    net = ps.ResidualMLP(depth=2, width=8, seed=0)
+    x = normalize(data.test.images, data.mean, data.std)
+
+    def distance(share, **options) -> float:
+        made = ps.linearize(
+            net, data, omega=0.0, distill=share, train=TrainConfig(lr=0.05, steps=60, batch_size=50), **options
+        )
+        gap = F.log_softmax(teacher(x), 1) - F.log_softmax(made(x), 1)
+        return float((F.softmax(teacher(x), 1) * gap).sum(1).mean())
+
+    assert distance(1.0, teacher=teacher) < 0.5 * distance(0.0)
+    with pytest.raises(PathsumError, match="a teacher goes with distill"):
+        ps.linearize(net, data, omega=0.0, teacher=teacher)
+    with pytest.raises(PathsumError, match="distill is 2"):
+        ps.linearize(net, data, omega=0.0, distill=2.0)

@@ -175,6 +175,7 @@ def prepare(
         kind, target = options.target
         model.budget = Budget(kind, target, measure(kind, model))
         model.budget.check(model.slopes.detach() == 1)
+        model.rest_if_met()
     if teach is not None:
         model.teach = teach.ready(knobbed, x)
     model.config = {

@@ -132,6 +132,11 @@ class Slopes(nn.Module):
         self.slopes.clamp_(max=1.0)
         self.forget()
 
+    def rest_if_met(self) -> None:
+        """No prior where the budget is met from the start."""
+        if self.budget is not None and self.budget.met(self.slopes.detach() == 1):
+            self.control[0], self.control[3] = 0.0, 1.0
+
     @torch.no_grad()
     def advance(self) -> None:
         """Take a gradient step in α, the prior's proximal step, freeze what is near 1, and set the next ω."""

@@ -72,7 +72,7 @@ class PathLength:
     """Start each point from the one before; else from the trained network, which costs more for the same result."""
     steps: int = 90
     """Steps of a point, the same in both arms."""
-    lr: float = 0.02
+    lr: float = 0.01
     """Learning rate of the weights; the last steps of a point take a tenth of it."""
     settle: float = 0.3
     """Share of the steps of a point that are those."""
