@@ -71,16 +71,18 @@ class Slopes(nn.Module):
     def weigh(self, x: Tensor, y: Tensor) -> None:
         """Divide each slope's prior by its Fisher information on images x with labels y: the mean of (∂CE/∂α)².
 
-        Relative to the median, by 1/`LEAST` at least, and with a mean of 1. One forward and backward pass an image.
+        Relative to the median of those it feels, by 1/`LEAST` at least, and with a mean of 1. One forward and backward
+        pass an image.
         """
         felt = torch.zeros_like(self.slopes, dtype=torch.float64, requires_grad=False)
         for image, label in zip(x.split(1), y.split(1), strict=True):
             (slope,) = torch.autograd.grad(F.cross_entropy(self(image), label), self.slopes)
             felt += slope.double().square() / len(x)
         free = self.slopes.detach() != 1
-        typical = felt[free].median() if bool(free.any()) else felt.new_zeros(())
-        if float(typical) > 0:
-            weights = typical / felt.clamp_min(float(typical) / LEAST)
+        some = felt[free & (felt > 0)]
+        if len(some):
+            typical = float(some.median())
+            weights = typical / felt.clamp_min(typical / LEAST)
             self.prior.mul_(weights / weights[free].mean())
 
     def forget(self) -> None:
