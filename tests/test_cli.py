@@ -94,6 +94,7 @@ def test_errors_of_ours_are_one_line_and_bugs_are_not_hidden(monkeypatch, capsys
         main(["report"])
 
 
+@pytest.mark.slow
 def test_exit_codes_of_the_process(tmp_path):
     done = run("report", "nowhere", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

@@ -72,6 +72,7 @@ def test_an_interrupted_command_continues(command, number, capsys):
         replace(command, steps=13).run()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_the_others_and_is_tried_again(command):
     command = replace(command, lr=(0.01, 0.02), workers=1)
     bad = command.out / "1-over-sqrt-n_norm-none_he_lr0.02" / runs.ROWS
@@ -118,6 +119,7 @@ def test_a_folder_that_holds_something_else_is_refused(command):
     assert os.listdir(command.out) == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_without_resume_the_folder_must_be_empty(command):
     assert command.run() == 0
     with pytest.raises(OutputError, match="is not empty"):

@@ -406,6 +406,7 @@ def test_the_meta_device_needs_what_the_cpu_needs():
         assert peak_of_a_step(copy.deepcopy(net).to("meta"), x.to("meta"), mode) == peak_of_a_step(net, x, mode)
 
 
+@pytest.mark.slow
 def test_checkpointing_takes_an_eighth_at_depth_1000():
     """Weights, gradients and momentum counted; one step on the meta device, which needs what the CPU needs (above)."""
     with torch.device("meta"):

@@ -387,6 +387,7 @@ def growth(chunk_size: int) -> float:
     return float(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 def test_peak_memory_does_not_grow_with_the_number_of_samples() -> None:
     # results grow by 7 lengths × 368 samples × 10 floats = 0.1 MiB; the rest is the allocator's slack.

@@ -116,7 +116,7 @@ def test_small_runs_without_cifar():
     assert (study.data, study.depths, study.augment) == ("digits", (10, 100, 1000), False)
     assert study.train_limit is None
     assert {run.model["encoder"] for run in study.runs()} == {"conv3x3"}
-    assert len(study.runs()) == 4 * 3 * 4 * 2
+    assert len(study.runs()) == 4 * 3 * 3 * 2
     assert study.val_size < 898 - study.batch_size
     on_cifar = preset("small", "cifar10:there")
     assert (on_cifar.train_limit, on_cifar.augment, on_cifar.val_size) == (6000, True, 500)

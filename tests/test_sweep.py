@@ -367,6 +367,7 @@ def test_a_read_only_store_is_one_error_and_is_read(tmp_path):
     assert re.fullmatch(r"cannot write \S+: Read-only file system; free some space or choose another folder", lines[2])
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_on_the_way_is_one_error(tmp_path):
     """The workers' files may not grow beyond 4 kB, as with a quota: the first checkpoint is larger."""
     script = (
