@@ -29,7 +29,8 @@ from pathsum.unit_spectrum import unit_spectrum
 
 ROW = "point.json"
 COOLING = 0.8  # share of the plain network's training after which the rate is a tenth
-CALIBRATION = 512  # training images for the batch norms of a folded network
+CALIBRATION = 2048  # training images for the batch norms, of a folded network and of a point
+CALIBRATED_AT_ONCE = 128
 WATCHED = 500  # test images for the rows along the way; the points are tested on all
 Job = tuple[str, int] | Point  # ("start", seed), or a point
 
@@ -198,6 +199,7 @@ def row(
 ) -> dict[str, Any]:
     """What is known of a point."""
     lengths = path_lengths(made.net, alpha=made.alpha)
+    recalibrate(At(made.net, made.alpha), data)
     _, accuracy = evaluate(At(made.net, made.alpha), data.test, data)
     return {
         "start": point.spot.start,
@@ -222,6 +224,28 @@ def row(
         "histogram": lengths.histogram.tolist(),
         **about,
     }
+
+
+@torch.no_grad()
+def recalibrate(net: At, data: Dataset) -> None:
+    """Batch norms get the means over `CALIBRATION` training images as they are now.
+
+    A unit that becomes linear can raise variances a thousandfold for some steps, which running means remember for
+    hundreds: in train mode the network is well, and in eval mode at chance.
+    """
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    images = data.train.images[:CALIBRATION]
+    like = next(net.parameters())
+    for part in images.split(CALIBRATED_AT_ONCE):
+        net(normalize(part.to(like.device), data.mean, data.std, dtype=like.dtype))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
 
 
 def functional_length(study: PathLength, made: Linearized, data: Dataset) -> float | None:
