@@ -17,10 +17,10 @@ from pathsum.results import batch_size, check_count, check_eval
 from pathsum.values import Alpha
 
 from .costs import Decide, Prices
-from .flow import mark_units, scaled_sums, traced, without_dropout, without_writes
 from .lowering import Writer
 from .merged import Merged, measured
 from .planning import Planner
+from .program import mark_units, scaled_sums, traced, without_dropout, without_writes
 from .regions import Reader, names_of
 
 # The weights of a composed map are rounded once, and its sums are taken in another order.

@@ -22,8 +22,8 @@ from pathsum.modes import copied
 from pathsum.results import accuracy_of
 
 from .costs import Decide, interleaved
-from .flow import slopes
 from .planning import Decision
+from .program import slopes
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from .flow import channel_axis
 from .maps import Map, NotExact, compose, dilated, identity, per_channel
+from .program import channel_axis
 
 
 @dataclass(frozen=True, eq=False)
