@@ -203,7 +203,10 @@ def about(study: PathLength, table: pd.DataFrame) -> str:
     )
     return (
         f"From {what} ({accuracy.mean:.2f} % on the test images), {study.steps:,} steps of {study.batch_size} images "
-        f"for each point, SGD with momentum at {study.lr:g}, slopes at {study.alpha_lr:g}, {len(study.seeds)} seeds. "
+        f"for each point, the last {study.settle:.0%} of them at a tenth of the rate, SGD with momentum at "
+        f"{study.lr:g}, slopes at {study.alpha_lr:g}{', prior by saliency' if study.saliency else ''}"
+        f"{f', {study.distill:.0%} of the loss by distillation' if study.distill else ''}, {len(study.seeds)} seeds. "
+        "Batch norms are measured anew on training images before each test. "
         f"Overhead while linearizing: {overhead}."
     )
 
@@ -224,6 +227,8 @@ def draw(table: pd.DataFrame, *axes: Axes) -> None:
         )
         ax.set_xlabel(label)
         ax.set_xlim(left=0)
+        low, high = ax.get_ylim()
+        ax.set_ylim(max(low, 0), min(high, 100))  # intervals of few seeds know no bounds
     axes[0].set_ylabel("test accuracy (%)")
     figures.shared_legend(axes)
 
@@ -246,4 +251,6 @@ def draw_gaps(paired: pd.DataFrame, ax: Axes) -> None:
         )  # fmt: skip
     ax.axhline(0, color=figures.INK, lw=1)
     ax.set(xlabel=VIEWS[0][1], ylabel="channel − layer (points)")
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, -100), min(high, 100))
     ax.legend(loc="upper right")
