@@ -206,7 +206,6 @@ def about(study: PathLength, table: pd.DataFrame) -> str:
         f"for each point, the last {study.settle:.0%} of them at a tenth of the rate, SGD with momentum at "
         f"{study.lr:g}, slopes at {study.alpha_lr:g}{', prior by saliency' if study.saliency else ''}"
         f"{f', {study.distill:.0%} of the loss by distillation' if study.distill else ''}, {len(study.seeds)} seeds. "
-        "Batch norms are measured anew on training images before each test. "
         f"Overhead while linearizing: {overhead}."
     )
 

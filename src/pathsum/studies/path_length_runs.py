@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,8 +30,7 @@ from pathsum.unit_spectrum import unit_spectrum
 
 ROW = "point.json"
 COOLING = 0.8  # share of the plain network's training after which the rate is a tenth
-CALIBRATION = 2048  # training images for the batch norms, of a folded network and of a point
-CALIBRATED_AT_ONCE = 128
+CALIBRATION = 2048  # training images for the batch norms of a folded network
 WATCHED = 500  # test images for the rows along the way; the points are tested on all
 Job = tuple[str, int] | Point  # ("start", seed), or a point
 
@@ -170,6 +170,7 @@ def linearize_to(
     start = read_json(folder_of(root, start_job(study, point.spot.seed)) / ROW)
     about = start[f"{point.spot.share:g}"]
     target = target_of(study, root, point, about["napl_start"])
+    teacher = copy.deepcopy(net) if study.distill else None  # what is loaded below goes into `net`
     begin, alpha = net, None
     if study.successive and point.place:
         made = Linearized.load(settled(folder_of(root, point._replace(place=point.place - 1))), net)
@@ -177,7 +178,7 @@ def linearize_to(
     config = replace(study.config(point.spot.seed), threads=threads)
     options = study.options(point.arm, target)
     out = folder_of(root, point)
-    seen, teacher = watched(data), net if study.distill else None
+    seen = watched(data)
     parts = zip((out, settled(out)), study.parts(config), strict=True)
     forced = 0
     for folder, part in parts:
@@ -199,7 +200,6 @@ def row(
 ) -> dict[str, Any]:
     """What is known of a point."""
     lengths = path_lengths(made.net, alpha=made.alpha)
-    recalibrate(At(made.net, made.alpha), data)
     _, accuracy = evaluate(At(made.net, made.alpha), data.test, data)
     return {
         "start": point.spot.start,
@@ -224,28 +224,6 @@ def row(
         "histogram": lengths.histogram.tolist(),
         **about,
     }
-
-
-@torch.no_grad()
-def recalibrate(net: At, data: Dataset) -> None:
-    """Batch norms get the means over `CALIBRATION` training images as they are now.
-
-    A unit that becomes linear can raise variances a thousandfold for some steps, which running means remember for
-    hundreds: in train mode the network is well, and in eval mode at chance.
-    """
-    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-        norm.train()
-    images = data.train.images[:CALIBRATION]
-    like = next(net.parameters())
-    for part in images.split(CALIBRATED_AT_ONCE):
-        net(normalize(part.to(like.device), data.mean, data.std, dtype=like.dtype))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-        norm.eval()
 
 
 def functional_length(study: PathLength, made: Linearized, data: Dataset) -> float | None:
