@@ -139,6 +139,18 @@ def test_the_arms_are_matched(finished):
     assert points["rounds"].le(4).all()
 
 
+def test_all_points_learn_from_the_network_they_started_from(finished):
+    folders = sorted((finished / "runs").glob("plain-1-0-*/config.json"))
+    assert len(folders) == 2 * 2 * 2  # with the parts in which they settle
+    assert len({teacher(json.loads(file.read_text())) for file in folders}) == 1
+
+
+def teacher(config) -> str:
+    """The hash of a run's teacher, wherever it stands."""
+    found = [config["teacher"]] if "teacher" in config else []
+    return "".join(found + [teacher(value) for value in config.values() if isinstance(value, dict)])
+
+
 def test_what_is_written(finished):
     for name in ("points.csv", "summary.csv", "pairs.csv", "differences.csv", "histograms.csv", "checks.csv",
                  "tables.md", "tables.tex", "report.html", "study.json"):  # fmt: skip
