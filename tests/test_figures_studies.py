@@ -22,10 +22,11 @@ from pathsum.runs import Run
 from pathsum.store import RunConfig, Store
 from pathsum.studies import capacity_plots
 from pathsum.studies.capacity import FAILED, PRESETS, TRAINED, Capacity, preset
-from pathsum.studies.capacity_checks import checks, last_fall, spearman
+from pathsum.studies.capacity_checks import checks, last_fall
 from pathsum.studies.capacity_page import PAPER, build, write
 from pathsum.studies.capacity_results import best_row, curves, estimate, grid, points, share
 from pathsum.studies.intervals import student
+from pathsum.studies.ranks import spearman
 from pathsum.studies.study import Evidence
 from pathsum.studies.tables import markdown
 

@@ -24,8 +24,10 @@ from pathsum.linearizing.budget import Budget
 from pathsum.linearizing.options import LinearizeOptions
 from pathsum.linearizing.proximal import proximal, threshold
 from pathsum.linearizing.result import ALPHA, Linearized
+from pathsum.linearizing.saliency import directions, felt, samples_first
 from pathsum.train import TrainConfig
 from tests.reference import prior as twin
+from tests.reference.saliency import felt as twin_felt
 from tests.sweeps import wait_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -514,7 +516,7 @@ def test_a_target_that_is_met_moves_no_slope_by_the_prior():
         torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
 
 
-def test_saliency_spares_what_the_loss_feels():
+def test_saliency_spares_what_the_logits_feel():
     """Units whose argument is never negative are linear already: they go first, and cost nothing."""
     torch.manual_seed(0)
 
@@ -532,6 +534,79 @@ def test_saliency_spares_what_the_loss_feels():
     made = ps.linearize(net, load("digits"), target_units=0.5, saliency=True, cotrain=False, train=config)
     assert (made.alpha[0] == 1).tolist() == [True] * 4 + [False] * 4
     assert float(made.alpha[0][4:].abs().max()) < 0.1
+
+
+class Tokens(nn.Module):
+    """Rows of an image as tokens, with a GELU between two linear layers and more classes than directions."""
+
+    def __init__(self, classes: int = 14) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, classes)
+        self.act = nn.GELU()
+
+    def forward(self, x):
+        x = x.flatten(1, 2)
+        return self.head(torch.tanh(x + self.down(self.act(self.up(x)))).mean(1))
+
+
+class Rows(Tokens):
+    """The same with all tokens of all images in one axis, so that α cannot be given by image."""
+
+    def forward(self, x):
+        tokens = x.reshape(-1, 6)
+        tokens = tokens + self.down(self.act(self.up(tokens)))
+        return self.head(torch.tanh(tokens).view(len(x), -1, 6).mean(1))
+
+
+@pytest.mark.parametrize("by", ["channel", "layer", "element"])
+@pytest.mark.parametrize("make", [Toy, Tokens, Rows])
+def test_what_the_logits_feel_equals_its_twin(make, by):
+    torch.manual_seed(0)
+    if by == "element" and make is Rows:
+        pytest.skip("elements of a unit whose size depends on the number of images")
+    net = make().double().eval()
+    classes = net.head.out_features
+    data = toy_data(classes=classes)
+    model = prepare(net, data, LinearizeOptions(by=by, omega=(0.1,)), SHORT)
+    x = normalize(data.train.images[:7], data.mean, data.std, dtype=torch.float64)
+    slopes = 0.3 * torch.rand(len(model.slopes), dtype=torch.float64)
+    model.slopes.data.copy_(slopes)
+    parts = [part.view(site.slopes or ()) for part, site in zip(slopes.split(model.sizes), model.chosen, strict=True)]
+    by_sample = samples_first(model.chosen, model.recorder)
+    assert by_sample == (make is not Rows)
+    found = felt(model._logits, parts, x, by_sample=by_sample)
+    expected = twin_felt(
+        lambda image, flat: model.net(image, alpha=model.alpha(flat)), slopes, x, directions(classes).double()
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-10)
+    one_by_one = felt(model._logits, parts, x, by_sample=False)
+    torch.testing.assert_close(one_by_one, found, rtol=1e-10, atol=1e-14)
+
+
+def test_prices_are_what_a_slope_counts(data, toy):
+    model = prepare(toy, data, LinearizeOptions(target_relus=10), SHORT)
+    scalars = torch.cat([torch.full((site.num,), site.scalars / site.num) for site in model.chosen]).double()
+    torch.testing.assert_close(model.budget.prices(model.sizes, scalars.device), scalars)
+
+
+def test_a_dear_slope_goes_before_a_cheap_one_that_is_felt_as_much():
+    """Two units of the same effect, one on a map of four times the size: the target counts scalars."""
+    torch.manual_seed(0)
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 10)
+
+        def forward(self, x):
+            large = torch.relu(x.repeat(1, 4, 1, 1) - 0.5)
+            small = torch.relu(x.repeat(1, 4, 1, 1)[:, :, ::2, ::2] - 0.5)
+            return self.head(large.mean((2, 3))) + self.head(small.mean((2, 3)))
+
+    data = load("digits")
+    model = prepare(Two(), data, LinearizeOptions(target_relus=100, saliency=True), SHORT)
+    large, small = model.prior.split(model.sizes)
+    assert (large > 2 * small).all()
 
 
 def test_distillation_follows_its_teacher():

@@ -18,7 +18,8 @@ from pathsum.cli import main
 from pathsum.data import load
 from pathsum.storage import read_json, write_json
 from pathsum.studies import length_complexity, robustness, robustness_page, variable_depth, variable_depth_page
-from pathsum.studies.image_complexity import compressed, difficulty, high_share, ranks, spearman, variation
+from pathsum.studies.image_complexity import compressed, difficulty, high_share, variation
+from pathsum.studies.ranks import ranks, spearman
 from pathsum.studies.starts import kept, plain, recall
 from tests.sweeps import wait_for
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,12 +116,7 @@ class LinearizeCommand(LinearizeOptions, TrainOptions):
             trained = f"was trained on {known['name']}" if "name" in known else "does not say what it was trained on"
             raise DataError(f"{target.name} {trained}: say where images lie with --data, such as --data cifar10:PATH")
         data = load(source, device=device, train_limit=self.train_limit, test_limit=self.test_limit, seed=self.seed)
-        same = known if known.get("name") == data.name else {}
-        mean, std = (
-            getattr(self, key) or getattr(target, key) or tuple(same.get(key) or ()) or getattr(data, key)
-            for key in ("mean", "std")
-        )
-        return replace(data, mean=tuple(mean), std=tuple(std))
+        return target.normalized(data, self.mean, self.std)
 
 
 def show(console: Any, result: Linearized) -> None:

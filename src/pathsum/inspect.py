@@ -190,6 +190,4 @@ class InspectCommand:
             raise DataError(f"{target.name} looks at images, and {source} is a text: give images, as cifar10:PATH")
         limit = 1000 if self.samples is None else self.samples or None
         data = load(source, train_limit=0, test_limit=limit, seed=self.seed)
-        same = known if known.get("name") == data.name else {}
-        mean, std = (getattr(target, key) or tuple(same.get(key) or ()) or None for key in ("mean", "std"))
-        return data, mean, std
+        return data, *target.statistics(data.name)

@@ -118,9 +118,8 @@ class Learned(torch.autograd.Function):
 
 def laid_out(alpha: Tensor, a: Tensor) -> Tensor:
     """α of whole maps in a's order in memory, so that a kernel passes over both at once."""
-    if a.ndim != 4 or alpha.ndim < 3 or alpha.shape[-1] == 1 or a.is_contiguous():
-        return alpha
-    if not a.is_contiguous(memory_format=torch.channels_last):
+    whole = a.ndim == 4 and alpha.ndim >= 3 and alpha.shape[-1] > 1
+    if not whole or a.is_contiguous() or not a.is_contiguous(memory_format=torch.channels_last):
         return alpha
     batched = alpha.reshape(-1, *alpha.shape[-3:]).contiguous(memory_format=torch.channels_last)
     return batched if alpha.ndim == 4 else batched[0]

@@ -70,10 +70,10 @@ def linearize(
 
     A site is a call: a module used twice has two sets of slopes. by="channel" takes axis 1 after convolutions and the
     last after linear layers. units: names, kinds or patterns; by default the ReLU family, GELU and SiLU included.
-    normalize divides each unit's prior by its number of slopes. saliency divides it by the Fisher information of
-    each slope at the start, the mean of (∂CE/∂α)² over 128 training images, so that what the loss does not feel
-    becomes linear first. distill is the share of the loss that is the divergence from `teacher`, by default `net`
-    as it is given, instead of the cross-entropy: it keeps accuracy where data are few. `net` stays as it is; the
+    normalize divides each unit's prior by its number of slopes. saliency divides it by how much the logits z feel
+    each slope at the start, Σₖ Var(∂zₖ/∂α) over 128 training images, times what it counts in the target, so that what
+    is harmless becomes linear first. distill is the share of the loss that is the divergence from `teacher`, by default
+    `net` as it is given, instead of the cross-entropy: it keeps accuracy where data are few. `net` stays as it is; the
     copy is `result.net`.
 
     With a folder `out` the run is recorded, resumable (a kill costs the time since the last checkpoint; on the CPU
@@ -139,11 +139,9 @@ def prepare(
     teacher: nn.Module | None = None,
 ) -> Slopes:
     """A copy of the network with its slopes, ready to be trained; refuses what cannot work."""
-    teach = None
-    if options.distill:
-        teach = Teacher(copy.deepcopy(net if teacher is None else teacher).eval(), alpha if teacher is None else None)
-    elif teacher is not None:
+    if teacher is not None and not options.distill:
         raise PathsumError("a teacher goes with distill: give the share of the loss, such as distill=0.5")
+    teach = copy.deepcopy(net if teacher is None else teacher).eval() if options.distill else None
     net = copy.deepcopy(net).eval()
     x = example(net, data)
     with fitting(data):
@@ -166,20 +164,18 @@ def prepare(
     model = Slopes(knobbed, sites, options, steps=train.num_steps(max(per_epoch, 1)), recorder=recorder)
     if alpha is not None:
         model.start(read_alpha(alpha, knobbed))
-    if options.saliency:
-        images, labels = data.train.images[:FELT], data.train.labels[:FELT]
-        like = model.slopes
-        x = normalize_images(images.to(like.device), data.mean, data.std, dtype=like.dtype)
-        model.weigh(x, labels.to(like.device))
     if options.target is not None:
         kind, target = options.target
         model.budget = Budget(kind, target, measure(kind, model))
         model.budget.check(model.slopes.detach() == 1)
         model.rest_if_met()
+    if options.saliency and not model.met:
+        felt = data.train.images[:FELT].to(x.device)
+        model.weigh(normalize_images(felt, data.mean, data.std, dtype=x.dtype))
     if teach is not None:
-        model.teach = teach.ready(knobbed, x)
+        model.teach = logits_of(teach, alpha if teacher is None else None, knobbed, x)
     model.config = {
-        **({} if teach is None else {"teacher": fingerprint(teach.net.state_dict())}),
+        **({} if teach is None else {"teacher": fingerprint(teach.state_dict())}),
         "linearize": {key: value for key, value in asdict(options).items() if value is not None},
         "of": runs.model_record(knobbed.model),
         "units": names,
@@ -189,19 +185,15 @@ def prepare(
     return model
 
 
-class Teacher:
-    """A network that stays as it is, under its α, to learn from."""
-
-    def __init__(self, net: nn.Module, alpha: Alpha | Linearized | str | Path | None) -> None:
-        self.net, self.alpha = net, alpha
-
-    def ready(self, like: Knobs, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """Its logits as a function; `like` tells which of its outputs they are."""
-        if self.alpha is None:
-            return lambda x: like.pick(self.net(x))
-        knobbed = as_knobs(self.net, (x,), {})
-        alpha = read_alpha(self.alpha, knobbed)
-        return lambda x: knobbed.pick(knobbed(x, alpha=alpha))
+def logits_of(
+    net: nn.Module, alpha: Alpha | Linearized | str | Path | None, like: Knobs, x: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """The logits of a network under α, as a function; `like` tells which of its outputs they are."""
+    if alpha is None:
+        return lambda x: like.pick(net(x))
+    knobbed = as_knobs(net, (x,), {})
+    fixed = read_alpha(alpha, knobbed)
+    return lambda x: knobbed.pick(knobbed(x, alpha=fixed))
 
 
 def measure(kind: str, model: Slopes) -> Callable[[Tensor], float]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
@@ -200,6 +201,20 @@ def show_plan(configs: Sequence[RunConfig], store: Store, options: StudyOptions)
 def part(options: Any, study: type[Study]) -> Study:
     """The options of the study alone."""
     return study(**{field.name: getattr(options, field.name) for field in fields(study)})  # type: ignore[arg-type]
+
+
+def from_preset(command: type[Any], presets: Mapping[Any, Any], prog: str, args: Sequence[str]) -> Any:
+    """Read the options of a study's command; those not given are those of the preset (small, where none is)."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--preset", default="small")
+    name = "small"
+    try:
+        known, _ = first.parse_known_args(list(args))
+        name = known.preset if known.preset in presets else "small"  # tyro says what is wrong
+    except argparse.ArgumentError:
+        pass
+    begin = {field.name: getattr(presets[name], field.name) for field in fields(presets[name])}
+    return read(command, command(**begin, preset=name), f"pathsum study {prog}", args)
 
 
 def read(command: type[Any], default: Any, prog: str, args: Sequence[str]) -> Any:

@@ -47,6 +47,16 @@ class Budget:
             low, high = (low, middle) if self.met(with_first(middle)) else (middle + 1, high)
         return low
 
+    def prices(self, sizes: Sequence[int], device: torch.device) -> Tensor:
+        """What each slope counts, (N,) float64, as the mean of its unit's; `sizes` are the units' numbers of slopes."""
+        none = torch.zeros(sum(sizes), dtype=torch.bool, device=device)
+        whole, found = self.value(none), []
+        for number, size in enumerate(sizes):
+            linear = none.clone()
+            linear.split(list(sizes))[number].fill_(True)
+            found.append(torch.full((size,), (whole - self.value(linear)) / size, dtype=torch.float64, device=device))
+        return torch.cat(found)
+
     def check(self, linear: Tensor) -> None:
         """Raise `PathsumError` for a target below what is left where every slope is 1."""
         least = self.value(torch.ones_like(linear))

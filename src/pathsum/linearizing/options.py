@@ -32,7 +32,7 @@ class LinearizeOptions:
     normalize: bool = False
     """Divide the prior of each unit by its number of slopes, so that one ω weighs as much by channel as by layer."""
     saliency: bool = False
-    """Divide the prior of each slope by how much the loss feels it at the start, so that harmless ones go first."""
+    """Divide the prior of each slope by how much the logits feel it at the start, so that harmless ones go first."""
     alpha_lr: float = 0.01
     """Learning rate of α, by plain gradient steps, each followed by the prior's proximal step."""
     freeze: float = 0.01

@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..knobs import Knobs, as_knobs
 from ..storage import read_json, read_tensors, write_atomic, write_json, write_tensors, writing
 from ..training.result import FitResult, Status
+from ..values import Alpha
 from .layout import Site, rounds
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Linearized:
             accuracy_after=accuracies[-1] if accuracies else None,
             status=fit.status,
             reason=fit.reason,
-            reached=None if model.budget is None else bool(model.control[3]),
+            reached=None if model.budget is None else model.met,
             forced=int(model.control[2]),
             history=fit.rows,
         )
@@ -176,6 +177,17 @@ class Linearized:
                 "mixed; linearize again"
             )
         return made
+
+
+class At(nn.Module):
+    """A network under α, as `evaluate` takes it."""
+
+    def __init__(self, net: Knobs, alpha: Alpha) -> None:
+        super().__init__()
+        self.net, self.alpha = net, alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net.pick(self.net(x, alpha=self.alpha))
 
 
 def load_alpha(path: str | Path, net: Knobs) -> list[float | Tensor]:

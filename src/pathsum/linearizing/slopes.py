@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import LambdaError
@@ -16,6 +15,7 @@ from .budget import Budget, controlled, first_omega
 from .layout import Site
 from .options import LinearizeOptions
 from .proximal import proximal
+from .saliency import felt, samples_first
 
 LEAST = 100.0  # a slope's prior is at most so many times that of the median
 EDGE = 1e-6  # where there is no band: 1 − α of a slope that is not to be linear, at least
@@ -68,22 +68,41 @@ class Slopes(nn.Module):
         """ω of the next step."""
         return float(self.control[0])
 
-    def weigh(self, x: Tensor, y: Tensor) -> None:
-        """Divide each slope's prior by its Fisher information on images x with labels y: the mean of (∂CE/∂α)².
+    @property
+    def met(self) -> bool:
+        """Whether there is a budget, and it is met."""
+        return bool(self.control[3])
 
-        Relative to the median of those it feels, by 1/`LEAST` at least, and with a mean of 1. One forward and backward
-        pass an image.
+    def weigh(self, x: Tensor) -> None:
+        """Divide each slope's prior by how much the logits of images x feel it, times what it counts in the budget.
+
+        The divisor is 1/`LEAST` of its median at least; the priors of the slopes that are not linear keep their mean.
         """
-        felt = torch.zeros_like(self.slopes, dtype=torch.float64, requires_grad=False)
-        for image, label in zip(x.split(1), y.split(1), strict=True):
-            (slope,) = torch.autograd.grad(F.cross_entropy(self(image), label), self.slopes)
-            felt += slope.double().square() / len(x)
+        by_sample = samples_first(self.chosen, self.recorder)
+        parts = [p.view(site.slopes or ()) for p, site in zip(self._split(), self.chosen, strict=True)]
+        sensed = felt(self._logits, parts, x, by_sample=by_sample)
         free = self.slopes.detach() != 1
-        some = felt[free & (felt > 0)]
+        some = sensed[free & (sensed > 0)]
         if len(some):
             typical = float(some.median())
-            weights = typical / felt.clamp_min(typical / LEAST)
+            weights = typical / sensed.clamp_min(typical / LEAST)
+            if self.budget is not None:
+                weights = weights * self.budget.prices(self.sizes, weights.device)
             self.prior.mul_(weights / weights[free].mean())
+
+    def _split(self) -> tuple[Tensor, ...]:
+        """The slopes of each chosen unit, flat."""
+        return self.slopes.detach().split(self.sizes)
+
+    def _logits(self, x: Tensor, slopes: Sequence[Tensor]) -> Tensor:
+        """Under α of the chosen units, (N, …) with one for each image, or (1, …)."""
+        alphas: list[float | Tensor] = [0.0] * len(self.sites)
+        for each, site in zip(slopes, self.chosen, strict=True):
+            own, dims = site.slopes or (), len(site.shape)
+            maps = len(own) == 1 and dims in (3, 4)  # one a channel, which is the first axis of a sample
+            rest = (1,) * (dims - len(own))
+            alphas[site.index] = each.view(len(each), *(own + rest if maps else rest + own))
+        return self.net.pick(self.net(x, alpha=alphas))
 
     def forget(self) -> None:
         """The slopes were changed from outside."""
@@ -165,7 +184,7 @@ class Slopes(nn.Module):
     def _within(self, budget: Budget, away: Tensor, near: Tensor, held: Tensor, *, last: bool) -> Tensor:
         """Which slopes to freeze: of those near 1 the nearest that the budget needs; at the end of the ramp of all."""
         frozen = torch.zeros_like(near)
-        if not bool(self.control[3]):
+        if not self.met:
             order = torch.argsort(away, stable=True)
             order = order[(~held if last else near)[order]]
             frozen[order[: budget.enough(held, order)]] = True
@@ -178,7 +197,7 @@ class Slopes(nn.Module):
         if budget is None:
             first, last = options.omega[0], options.omega[-1]
             self.control[0] = first + (last - first) * min(1.0, step / max(self.num_steps - 1, 1))
-        elif bool(self.control[3]):
+        elif self.met:
             self.control[0] = 0.0
         else:
             whole = budget.value(torch.zeros_like(linear))

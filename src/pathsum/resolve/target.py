@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from torch import nn
 
+from pathsum.data import Dataset
 from pathsum.data.checks import reason
 from pathsum.data.text import Tokenizer
 from pathsum.errors import CheckpointError, PathsumError
@@ -29,6 +31,18 @@ class Target:
     std: tuple[float, ...] | None = None
     tokenizer: Tokenizer | None = None
     longest: int | None = None  # tokens of a sequence
+
+    def statistics(self, data: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+        """The mean and standard deviation that it was trained with; those of its record if that is of these data."""
+        known = self.record.get("data") or {}
+        same = known if known.get("name") == data else {}
+        mean, std = (getattr(self, key) or tuple(same.get(key) or ()) or None for key in ("mean", "std"))
+        return mean, std
+
+    def normalized(self, data: Dataset, mean: Sequence[float] | None, std: Sequence[float] | None) -> Dataset:
+        """The data with the mean and deviation given, else with those that it was trained with, else with their own."""
+        known = self.statistics(data.name)
+        return replace(data, mean=tuple(mean or known[0] or data.mean), std=tuple(std or known[1] or data.std))
 
 
 def extra(module: str, group: str) -> ModuleType:

@@ -15,6 +15,7 @@ from pathsum.scaling import parse_rule
 from pathsum.studies.capacity import FAILED, Capacity
 from pathsum.studies.capacity_results import Estimate, Point, curves, estimate, means, points
 from pathsum.studies.intervals import student
+from pathsum.studies.ranks import spearman
 from pathsum.studies.study import Check, Choice, Evidence, Verdict
 
 if TYPE_CHECKING:
@@ -225,19 +226,6 @@ def rank_correlations(table: pd.DataFrame) -> dict[int, Estimate]:
         each = [spearman(seed["lam"].tolist(), seed["complexity"].tolist()) for _, seed in part.groupby("seed")]
         found[int(part["step"].iloc[0])] = estimate(each)
     return found
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Pearson's correlation of the ranks; ties share the mean of theirs; nan for a constant.
-
-    >>> spearman([1, 2, 3], [1, 4, 9]), spearman([1, 2, 3], [5, 4, 1])
-    (1.0, -1.0)
-    """
-    import pandas as pd
-
-    a, b = (pd.Series(values).rank() for values in (x, y))
-    spread = math.sqrt(float(((a - a.mean()) ** 2).sum() * ((b - b.mean()) ** 2).sum()))
-    return float(((a - a.mean()) * (b - b.mean())).sum()) / spread if spread else math.nan
 
 
 def rises_and_falls(stable: Sequence[Point], found: Sequence[Point], choice: Choice, where: str) -> Check:

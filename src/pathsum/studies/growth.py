@@ -16,7 +16,8 @@ from pathsum.grow import Growth, grow
 from pathsum.growing.weights import New
 from pathsum.nets.tower import ResidualTower
 from pathsum.runs import Run, read_run
-from pathsum.train import FitResult, TrainConfig, fit
+from pathsum.studies.starts import ended, tower_for
+from pathsum.train import TrainConfig, fit
 from pathsum.training.record import make_optimizer
 
 Preset = Literal["cifar10", "small", "smoke"]
@@ -84,18 +85,7 @@ class GrowthStudy:
 
     def tower(self, depth: int, data: Dataset, seed: int) -> ResidualTower:
         """A tower as initialized."""
-        channels, height, _ = data.shape
-        return ResidualTower(
-            depth,
-            self.width,
-            num_classes=data.num_classes,
-            in_channels=channels,
-            encoder="imagenet" if height >= 32 else "conv3x3",
-            norm=None if self.norm == "none" else "batch",
-            init=self.init,
-            scale=self.scale,
-            seed=seed,
-        )
+        return tower_for(data, depth, self.width, norm=self.norm, init=self.init, scale=self.scale, seed=seed)
 
     def config(self, steps: int, seed: int) -> TrainConfig:
         """How all are trained."""
@@ -161,7 +151,7 @@ def train_all(study: GrowthStudy, folder: Path) -> None:
     steps = plan(study, data)
     for seed in study.seeds:
         for arm, depth, count in (("deep", study.deep, steps.deep), ("shallow", study.shallow, steps.shallow)):
-            check(fit(study.tower(depth, data, seed), data, study.config(count, seed), out=folder / f"{arm}-{seed}"))
+            ended(fit(study.tower(depth, data, seed), data, study.config(count, seed), out=folder / f"{arm}-{seed}"))
         train_grown(study, data, steps, seed, folder)
 
 
@@ -170,11 +160,11 @@ def train_grown(study: GrowthStudy, data: Dataset, steps: Plan, seed: int, folde
     config = study.config(steps.before, seed)
     net = study.tower(study.shallow, data, seed)
     optimizer = make_optimizer(params(net), config)
-    check(fit(net, data, config, out=folder / f"before-{seed}", optimizer=optimizer))
+    ended(fit(net, data, config, out=folder / f"before-{seed}", optimizer=optimizer))
     grown = grown_from(study, net, optimizer, probe(data), seed)
     assert grown.optimizer is not None
     after = study.config(steps.after, seed + AFTER)
-    check(fit(grown.net, data, after, out=folder / f"after-{seed}", optimizer=grown.optimizer))
+    ended(fit(grown.net, data, after, out=folder / f"after-{seed}", optimizer=grown.optimizer))
 
 
 def grown_from(study: GrowthStudy, net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, seed: int) -> Growth:
@@ -191,16 +181,6 @@ def probe(data: Dataset) -> Tensor:
 def study_data(study: GrowthStudy) -> Dataset:
     """The data, on the CPU."""
     return load(study.data, train_limit=study.train_limit, test_limit=study.test_limit)
-
-
-class Interrupted(PathsumError):
-    """A signal came; the same command continues."""
-
-
-def check(result: FitResult) -> None:
-    """Stop where a run was interrupted; a run that diverged is a result."""
-    if result.status == "interrupted":
-        raise Interrupted(f"interrupted by {result.reason}: run the same command again to continue where it stopped")
 
 
 def found_runs(study: GrowthStudy, folder: Path) -> dict[tuple[str, int], Run]:

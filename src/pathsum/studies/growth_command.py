@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pathsum.errors import PathsumError
 from pathsum.studies.growth import PRESETS, GrowthStudy, Preset
@@ -44,8 +42,9 @@ class GrowthCommand(GrowthStudy):
         from pathsum import page
         from pathsum.studies.growth import found_runs, plan, study_data, train_all
         from pathsum.studies.growth_page import MARKER, write
+        from pathsum.studying import part
 
-        study = GrowthStudy(**{field.name: getattr(self, field.name) for field in fields(GrowthStudy)})
+        study = part(self, GrowthStudy)
         study.validate()
         if not study.data:
             raise PathsumError("this preset needs CIFAR-10; give it as --data cifar10:PATH")
@@ -66,16 +65,7 @@ class GrowthCommand(GrowthStudy):
 
 def parse_growth(args: Sequence[str]) -> GrowthCommand:
     """Read the options; those not given are the preset's."""
-    from pathsum.commands_study import read
+    from pathsum.studying import from_preset
 
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--preset", default="small")
-    name: Any = "small"
-    try:
-        known, _ = first.parse_known_args(list(args))
-        name = known.preset if known.preset in PRESETS else "small"  # tyro says what is wrong
-    except argparse.ArgumentError:
-        pass
-    begin = {field.name: getattr(PRESETS[name], field.name) for field in fields(GrowthStudy)}
-    command: GrowthCommand = read(GrowthCommand, GrowthCommand(**begin, preset=name), "pathsum study growth", args)
+    command: GrowthCommand = from_preset(GrowthCommand, PRESETS, "growth", args)
     return command

@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pathsum.attacks import margin
+from pathsum.studies.ranks import spearman
+
 IMAGE = {  # measures of the image alone
     "bytes": "compressed size",
     "variation": "total variation",
@@ -70,35 +73,11 @@ def difficulty(logits: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
     """Of logits (N, classes), each (N,): cross-entropy, margin of the right class, entropy of the prediction (nats)."""
     logits, labels = logits.detach().double().cpu(), labels.cpu()
     log_p = logits.log_softmax(1)
-    right = logits.gather(1, labels[:, None])[:, 0]
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
     return {
         "loss": F.cross_entropy(logits, labels, reduction="none").numpy(),
-        "margin": (right - others).numpy(),
+        "margin": margin(logits, labels).numpy(),
         "entropy": -(log_p.exp() * log_p).sum(1).numpy(),
     }
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties averaged, along the last axis of (N,).
-
-    >>> ranks(np.array([3.0, 1.0, 3.0, 7.0])).tolist()
-    [2.5, 1.0, 2.5, 4.0]
-    """
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return ((2 * last - counts + 1) / 2)[inverse]
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation, that of ranks with ties averaged; NaN where one of the two is constant.
-
-    >>> spearman(np.array([1, 2, 3, 4]), np.array([10, 20, 40, 30]))
-    0.8
-    """
-    a, b = ranks(a) - (len(a) + 1) / 2, ranks(b) - (len(b) + 1) / 2
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale else float("nan")
 
 
 def bootstrap(a: np.ndarray, b: np.ndarray, *, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pathsum.studies.length_complexity import PRESETS, LengthComplexityStudy, Preset
-from pathsum.studies.open_command import OpenOptions, Say, parse
+from pathsum.studies.open_command import OpenOptions, Say
 
 if TYPE_CHECKING:
     from pathsum.studies.answers import Findings
@@ -53,5 +53,7 @@ class LengthComplexityCommand(OpenOptions, LengthComplexityStudy):
 
 def parse_length_complexity(args: Sequence[str]) -> LengthComplexityCommand:
     """Read the options; those not given are the preset's."""
-    command: LengthComplexityCommand = parse(LengthComplexityCommand, PRESETS, "length-vs-complexity", args)
+    from pathsum.studying import from_preset
+
+    command: LengthComplexityCommand = from_preset(LengthComplexityCommand, PRESETS, "length-vs-complexity", args)
     return command

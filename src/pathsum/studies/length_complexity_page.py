@@ -13,9 +13,10 @@ from pathsum import figures
 from pathsum.progress import track
 from pathsum.runs import read_run
 from pathsum.studies.answers import Answer, Findings
-from pathsum.studies.image_complexity import DIFFICULTY, IMAGE, bootstrap, spearman
+from pathsum.studies.image_complexity import DIFFICULTY, IMAGE, bootstrap
 from pathsum.studies.intervals import Interval, mean_interval
 from pathsum.studies.length_complexity import LENGTHS, LengthComplexityStudy, found_images
+from pathsum.studies.ranks import spearman
 from pathsum.studies.study import Check
 
 if TYPE_CHECKING:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -72,19 +71,3 @@ class OpenOptions(ABC):
             print(f"{answer.question} {answer.where}: {answer.answer}\n    {answer.numbers}")
         print(f"\nThe page: {self.out / 'report.html'}")
         return int(self.check and any(check.verdict == "fail" for check in found.checks))
-
-
-def parse(command: type[OpenOptions], presets: Mapping[Any, Any], prog: str, args: Sequence[str]) -> Any:
-    """Read the options of a command; those not given are the preset's."""
-    from pathsum.studying import read
-
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--preset", default="small")
-    name = "small"
-    try:
-        known, _ = first.parse_known_args(list(args))
-        name = known.preset if known.preset in presets else "small"  # tyro says what is wrong
-    except argparse.ArgumentError:
-        pass
-    begin = {field.name: getattr(presets[name], field.name) for field in fields(command.kind)}
-    return read(command, command(**begin, preset=name), f"pathsum study {prog}", args)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pathsum.data import Dataset, load
 from pathsum.errors import PathsumError
@@ -64,25 +64,25 @@ class PathLength:
     """Linearize on a random subset of so many training images, classes balanced, another for each seed."""
     test_limit: int | None = None
     """Test on a random subset of so many images; by default on all."""
-    shares: tuple[float, ...] = (0.8, 0.65, 0.5, 0.35)
+    shares: tuple[float, ...] = (0.75, 0.6, 0.5, 0.4)
     """The points: shares of the original average path length, falling."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds: of the start where it is trained here, of the images, and of their order."""
     successive: bool = True
     """Start each point from the one before; else from the trained network, which costs more for the same result."""
-    steps: int = 90
+    steps: int = 50
     """Steps of a point, the same in both arms."""
-    lr: float = 0.01
+    lr: float = 0.015
     """Learning rate of the weights; the last steps of a point take a tenth of it."""
     settle: float = 0.3
     """Share of the steps of a point that are those."""
-    alpha_lr: float = 0.3
+    alpha_lr: float = 0.1
     """Learning rate of the slopes."""
     saliency: bool = True
-    """Divide each slope's prior by how much the loss feels it, so that harmless ones go first."""
+    """Divide each slope's prior by how much the logits feel it, so that harmless ones go first."""
     distill: float = 0.9
     """Share of the loss that is the divergence from the starting network's logits; for few images."""
-    batch_size: int = 128
+    batch_size: int = 256
     """Images in a batch."""
     weight_decay: float = 0.0
     """Weight decay while linearizing."""
@@ -194,23 +194,18 @@ def words(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
-def part_of(options: Any) -> PathLength:
-    """The options of the study alone."""
-    return PathLength(**{field.name: getattr(options, field.name) for field in fields(PathLength)})
-
-
 PRESETS: dict[Preset, PathLength] = {
     # Two cores, about half an hour from a given CIFAR ResNet-20; data must be given.
     "small": PathLength(data="", train_limit=5000, start_limit=20_000, start_epochs=4),
     # Shows that all parts work: seconds, and no result worth quoting.
     "smoke": PathLength(
         widths=(8, 8, 8, 8, 8, 8), shares=(0.7, 0.5, 0.35, 0.2), seeds=(0, 1), start_epochs=6, steps=40, batch_size=64,
-        start_lr=0.05, lr=0.05, augment=False, functional=8,
+        start_lr=0.05, lr=0.05, alpha_lr=0.3, augment=False, functional=8,
     ),
     # A GPU's worth of work; 60 epochs a point of 50,000 images, each from the trained network, as in the paper.
     "paper": PathLength(
-        data="", successive=False, steps=60 * 390, seeds=(0, 1, 2, 3, 4), weight_decay=5e-4, alpha_lr=0.1,
-        distill=0.0, saliency=False, widths=(64,) * 3 + (128,) * 4 + (256,) * 10 + (512,), start_epochs=100,
+        data="", successive=False, steps=60 * 390, seeds=(0, 1, 2, 3, 4), weight_decay=5e-4, lr=0.01,
+        batch_size=128, distill=0.0, saliency=False, widths=(64,) * 3 + (128,) * 4 + (256,) * 10 + (512,), start_epochs=100,
         start_at=(0.25, 1.0), shares=(0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
     ),
 }  # fmt: skip

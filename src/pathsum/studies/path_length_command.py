@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pathsum import page
 from pathsum.errors import OutputError, PathsumError
 from pathsum.storage import read_json, write_json, writing
-from pathsum.studies.path_length import PRESETS, PathLength, Preset, part_of
+from pathsum.studies.path_length import PRESETS, PathLength, Preset
 
-MARKER = "study.json"
 ASKED = "asked.json"  # beside the runs: the options that made them
 FREE = ("seeds", "loss_limit")  # other values of these go with the same runs
 
@@ -58,10 +56,11 @@ class PathLengthCommand(PathLength):
 
     def run(self) -> int:
         """Do what is not done, write the report, say what came out; returns the exit code."""
-        from pathsum.studies.path_length_page import write
+        from pathsum.studies.path_length_page import MARKER, write
         from pathsum.studies.path_length_results import gather
+        from pathsum.studying import part
 
-        study = part_of(self)
+        study = part(self, PathLength)
         study.validate()
         if not study.data:
             raise PathsumError("this preset needs CIFAR-10; give it as --data cifar10:PATH")
@@ -154,17 +153,7 @@ def about_file(name: str) -> str:
 
 def parse_path_length(args: Sequence[str]) -> PathLengthCommand:
     """Read the options; those not given are the preset's."""
-    from pathsum.studying import read
+    from pathsum.studying import from_preset
 
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--preset", default="small")
-    name: Any = "small"
-    try:
-        known, _ = first.parse_known_args(list(args))
-        name = known.preset if known.preset in PRESETS else "small"  # tyro says what is wrong
-    except argparse.ArgumentError:
-        pass
-    begin = {field.name: getattr(PRESETS[name], field.name) for field in fields(PathLength)}
-    default = PathLengthCommand(**begin, preset=name)
-    command: PathLengthCommand = read(PathLengthCommand, default, "pathsum study path-length-vs-accuracy", args)
+    command: PathLengthCommand = from_preset(PathLengthCommand, PRESETS, "path-length-vs-accuracy", args)
     return command

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pathsum import runs
 from pathsum.data import Dataset, normalize
@@ -18,12 +18,13 @@ from pathsum.knobs import Knobs, knobs
 from pathsum.lengths import average_path_length, path_lengths
 from pathsum.linearize import example, run_linearize
 from pathsum.linearizing.layout import observe, rounds, sites_of
-from pathsum.linearizing.result import Linearized
+from pathsum.linearizing.result import At, Linearized
 from pathsum.nets.plain import RepVGG
 from pathsum.resolve import resolve
 from pathsum.runs import save_model
 from pathsum.storage import read_json, write_json
 from pathsum.studies.path_length import PathLength, Point, Spot
+from pathsum.studies.starts import ended
 from pathsum.train import FitResult, TrainConfig, evaluate, fit
 from pathsum.training.record import make_optimizer
 from pathsum.unit_spectrum import unit_spectrum
@@ -33,21 +34,6 @@ COOLING = 0.8  # share of the plain network's training after which the rate is a
 CALIBRATION = 2048  # training images for the batch norms of a folded network
 WATCHED = 500  # test images for the rows along the way; the points are tested on all
 Job = tuple[str, int] | Point  # ("start", seed), or a point
-
-
-class Interrupted(PathsumError):
-    """A signal came; the same command continues."""
-
-
-class At(nn.Module):
-    """A network under α, as `evaluate` takes it."""
-
-    def __init__(self, net: Knobs, alpha: list[float | Tensor]) -> None:
-        super().__init__()
-        self.net, self.alpha = net, alpha
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net.pick(self.net(x, alpha=self.alpha))
 
 
 def jobs(study: PathLength) -> list[Job]:
@@ -100,14 +86,15 @@ def steps_done(study: PathLength, root: Path, job: Job, size: int) -> int:
 
 
 def work(study: PathLength, root: Path, job: Job, device: str, threads: int | None, *, progress: bool | None) -> None:
-    """Do one job, or continue it; returns when it is done, raises `Interrupted` where a signal came first."""
+    """Do one job, or continue it; returns when it is done, raises `starts.Interrupted` where a signal came first."""
     if isinstance(job, Point):
         linearize_to(study, root, job, device, threads, progress=progress)
         return
     if study.model is None:
         train_start(study, root, job[1], device, threads, progress=progress)
     spots = [spot for spot in study.spots() if start_job(study, spot.seed) == job]
-    known = {f"{spot.share:g}": about_start(*subject(study, root, spot, device)) for spot in spots}
+    shares = {f"{spot.share:g}": spot for spot in spots}  # one network each: the images for testing are the same
+    known = {share: about_start(*subject(study, root, spot, device)) for share, spot in shares.items()}
     folder_of(root, job).mkdir(parents=True, exist_ok=True)
     write_json(folder_of(root, job) / ROW, known)
 
@@ -153,8 +140,7 @@ def train_start(
 
 def check(result: FitResult | Linearized) -> None:
     """Stop where a run was interrupted or failed."""
-    if result.status == "interrupted":
-        raise Interrupted(f"interrupted by {result.reason}: run the same command again to continue where it stopped")
+    ended(result)
     if result.status != "done":
         raise PathsumError(f"a run of the study {result.status}: {result.reason}; lower --lr, --alpha-lr or --start-lr")
 
@@ -170,17 +156,16 @@ def linearize_to(
     start = read_json(folder_of(root, start_job(study, point.spot.seed)) / ROW)
     about = start[f"{point.spot.share:g}"]
     target = target_of(study, root, point, about["napl_start"])
-    teacher = copy.deepcopy(net) if study.distill else None  # what is loaded below goes into `net`
     begin, alpha = net, None
     if study.successive and point.place:
-        made = Linearized.load(settled(folder_of(root, point._replace(place=point.place - 1))), net)
+        made = Linearized.load(settled(folder_of(root, point._replace(place=point.place - 1))), copy.deepcopy(net))
         begin, alpha = made.net, made.alpha
     config = replace(study.config(point.spot.seed), threads=threads)
     options = study.options(point.arm, target)
     out = folder_of(root, point)
     seen = watched(data)
     parts = zip((out, settled(out)), study.parts(config), strict=True)
-    forced = 0
+    forced, teacher = 0, net if study.distill else None
     for folder, part in parts:
         result = run_linearize(begin, seen, options, part, alpha=alpha, teacher=teacher, out=folder, progress=progress)
         check(result)
@@ -250,13 +235,7 @@ def given(study: PathLength, data: Dataset) -> tuple[nn.Module, Dataset]:
     """The user's network, and the images with the mean and deviation that it takes."""
     assert study.model is not None
     target = resolve(study.model, weights=study.weights)
-    known = target.record.get("data") or {}
-    same = known if known.get("name") == data.name else {}
-    mean, std = (
-        getattr(study, key) or getattr(target, key) or tuple(same.get(key) or ()) or getattr(data, key)
-        for key in ("mean", "std")
-    )
-    return target.model, replace(data, mean=tuple(mean), std=tuple(std))
+    return target.model, target.normalized(data, study.mean, study.std)
 
 
 def about_start(net: Knobs, data: Dataset) -> dict[str, Any]:

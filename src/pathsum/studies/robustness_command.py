@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pathsum.studies.open_command import OpenOptions, Say, parse
+from pathsum.studies.open_command import OpenOptions, Say
 from pathsum.studies.robustness import PRESETS, Preset, RobustnessStudy
 
 if TYPE_CHECKING:
@@ -52,5 +52,7 @@ class RobustnessCommand(OpenOptions, RobustnessStudy):
 
 def parse_robustness(args: Sequence[str]) -> RobustnessCommand:
     """Read the options; those not given are the preset's."""
-    command: RobustnessCommand = parse(RobustnessCommand, PRESETS, "robustness", args)
+    from pathsum.studying import from_preset
+
+    command: RobustnessCommand = from_preset(RobustnessCommand, PRESETS, "robustness", args)
     return command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,6 @@ from pathsum.errors import PathsumError
 from pathsum.nets.tower import ResidualTower
 from pathsum.page import jsonable
 from pathsum.storage import finite, read_json, write_json, writing
-from pathsum.studies.growth import Interrupted
 from pathsum.train import TrainConfig, fit
 
 HOW = ("seeds", "device")  # options that change no result of a single run
@@ -67,17 +66,8 @@ class StartOptions:
 
     def tower(self, data: Dataset, seed: int, depth: int | None = None) -> nn.Module:
         """A tower as initialized."""
-        channels, height, _ = data.shape
-        return ResidualTower(
-            self.depth if depth is None else depth,
-            self.width,
-            num_classes=data.num_classes,
-            in_channels=channels,
-            encoder="imagenet" if height >= 32 else "conv3x3",
-            norm=None if self.norm == "none" else "batch",
-            scale=self.scale,
-            seed=seed,
-        ).to(self.device)
+        depth = self.depth if depth is None else depth
+        return tower_for(data, depth, self.width, norm=self.norm, scale=self.scale, seed=seed).to(self.device)
 
     def config(self, steps: int, lr: float, seed: int) -> TrainConfig:
         """How a network is trained; evaluated at the beginning, the middle and the end."""
@@ -116,20 +106,36 @@ class ModelOptions(StartOptions):
         from pathsum.resolve import resolve
 
         target = resolve(self.model, weights=self.weights)
-        known = target.record.get("data") or {}
-        same = known if known.get("name") == data.name else {}
-        mean, std = (
-            tuple(getattr(self, name) or getattr(target, name) or same.get(name) or getattr(data, name))
-            for name in ("mean", "std")
-        )
         net = target.model.to(self.device).eval()
-        return replace(data, mean=mean, std=std), lambda seed: copy.deepcopy(net)
+        return target.normalized(data, self.mean, self.std), lambda seed: copy.deepcopy(net)
 
     def trained(self, data: Dataset, seed: int, folder: Path) -> nn.Module:
         """The tower of a seed after its training, of which the run is kept."""
         net = self.tower(data, seed)
         ended(fit(net, data, self.config(self.steps, self.lr, seed), out=folder / f"start-{seed}"))
         return net.eval()
+
+
+def tower_for(
+    data: Dataset, depth: int, width: int, *, norm: Literal["none", "batch"], scale: str, seed: int, **more: Any
+) -> ResidualTower:
+    """A tower that takes these images, as initialized."""
+    channels, height, _ = data.shape
+    return ResidualTower(
+        depth,
+        width,
+        num_classes=data.num_classes,
+        in_channels=channels,
+        encoder="imagenet" if height >= 32 else "conv3x3",
+        norm=None if norm == "none" else "batch",
+        scale=scale,
+        seed=seed,
+        **more,
+    )
+
+
+class Interrupted(PathsumError):
+    """A signal came; the same command continues."""
 
 
 class Ended(Protocol):

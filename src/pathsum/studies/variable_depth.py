@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from pathsum.data import Dataset, normalize
@@ -17,6 +16,8 @@ from pathsum.errors import PathsumError
 from pathsum.knobs import Knobs, knobs
 from pathsum.lengths import average_path_length, path_lengths
 from pathsum.linearize import linearize
+from pathsum.linearizing.result import At
+from pathsum.linearizing.result import shares as nonlinear
 from pathsum.studies.starts import StartOptions, ended, increasing, kept, recall
 from pathsum.train import evaluate, fit
 
@@ -128,23 +129,11 @@ def tower_knobs(net: nn.Module, data: Dataset) -> Knobs:
     return knobs(net.eval(), normalize(data.test.images[:1], data.mean, data.std))
 
 
-class Bent(nn.Module):
-    """A network at its slopes, as `evaluate` takes it."""
-
-    def __init__(self, net: Knobs, alpha: Any) -> None:
-        super().__init__()
-        self.net, self.alpha = net, alpha
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net.pick(self.net(x, alpha=self.alpha))
-
-
 def measured(net: Knobs, alpha: Any, data: Dataset, status: str, depth: int) -> dict[str, Any]:
     """What is compared; a run that diverged has the accuracy it ended with."""
     lengths = path_lengths(net, alpha=alpha)
-    loss, accuracy = evaluate(Bent(net, alpha), data.test, data)
-    slopes = alpha if isinstance(alpha, list) else [alpha] * len(net.units)
-    left = [float((torch.as_tensor(a) != 1).double().mean()) for a in slopes]
+    loss, accuracy = evaluate(At(net, alpha), data.test, data)
+    left = nonlinear(alpha if isinstance(alpha, list) else [alpha] * len(net.units))
     scalars = [share * math.prod(unit.shape[1:]) for share, unit in zip(left, net.units, strict=True)]
     return {
         "accuracy": accuracy,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pathsum.studies.open_command import OpenOptions, Say, parse
+from pathsum.studies.open_command import OpenOptions, Say
 from pathsum.studies.variable_depth import PRESETS, Preset, VariableDepthStudy
 
 if TYPE_CHECKING:
@@ -52,5 +52,7 @@ class VariableDepthCommand(OpenOptions, VariableDepthStudy):
 
 def parse_variable_depth(args: Sequence[str]) -> VariableDepthCommand:
     """Read the options; those not given are the preset's."""
-    command: VariableDepthCommand = parse(VariableDepthCommand, PRESETS, "variable-depth", args)
+    from pathsum.studying import from_preset
+
+    command: VariableDepthCommand = from_preset(VariableDepthCommand, PRESETS, "variable-depth", args)
     return command
