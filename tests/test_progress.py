@@ -46,6 +46,22 @@ def test_bars_inside_say_how_far_they_are(quick, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_pace_is_told_of_new_work_and_of_enough_of_it(quick, capsys):
+    with lines() as now:
+        now("Working.")
+        with bar("steps", 1000, done=500) as update:
+            time.sleep(0.15)
+            assert "steps" not in capsys.readouterr().out  # nothing was told yet
+            update(1)
+            time.sleep(0.15)
+            out = capsys.readouterr().out
+            assert "Working. steps 501/1000\n" in out
+            assert "left" not in out
+            update(99)
+            time.sleep(0.15)
+    assert "Working. steps 600/1000, under a minute left\n" in capsys.readouterr().out
+
+
 def test_short_work_is_said_once_and_leaves_no_thread(capsys):
     before = threading.active_count()
 

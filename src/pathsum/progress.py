@@ -11,6 +11,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 DELAY = 1.0  # seconds before a bar appears: short work stays silent
+ENOUGH = 0.01  # of the work, before a pace is told where there is no terminal
 QUIET = 15.0  # seconds after which a command says how far it is where there is no terminal
 
 
@@ -61,13 +62,16 @@ def lines() -> Iterator[Callable[[str], None]]:
 
 
 @contextmanager
-def bar(description: str, total: int | None, *, show: bool | None = None) -> Iterator[Callable[..., None]]:
+def bar(
+    description: str, total: int | None, *, done: int = 0, show: bool | None = None
+) -> Iterator[Callable[..., None]]:
     """Yield `update(n=1, **fields)`; `show` None means on a terminal only. Fields print behind the bar.
 
-    A `total` of None is one that nobody knows: it counts, and there is no time left.
+    A `total` of None is one that nobody knows: it counts, and there is no time left. `done` was done before, and says
+    nothing of the pace.
     """
     if show is False or (show is None and not sys.stderr.isatty()):
-        yield _told(_spoken[-1], description, total) if _spoken and show is None else lambda n=1, **fields: None
+        yield _told(_spoken[-1], description, total, done) if _spoken and show is None else lambda n=1, **fields: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -81,7 +85,7 @@ def bar(description: str, total: int | None, *, show: bool | None = None) -> Ite
         console=Console(stderr=True),
         transient=True,
     )
-    task = progress.add_task(description, total=total, note="")
+    task = progress.add_task(description, total=total, completed=done, note="")
     started = time.monotonic()
     running = False
 
@@ -99,10 +103,9 @@ def bar(description: str, total: int | None, *, show: bool | None = None) -> Ite
             progress.stop()
 
 
-def _told(spoken: Spoken, description: str, total: int | None) -> Callable[..., None]:
+def _told(spoken: Spoken, description: str, total: int | None, done: int) -> Callable[..., None]:
     """The update of a bar that is told in lines."""
-    began = time.monotonic()
-    done = 0
+    began, before = time.monotonic(), done
 
     def update(n: int = 1, **fields: str) -> None:
         nonlocal done
@@ -110,8 +113,10 @@ def _told(spoken: Spoken, description: str, total: int | None) -> Callable[..., 
         if total is None:
             spoken.note = f"{description} {done}"
             return
-        left = time_left((time.monotonic() - began) * (total - done) / max(done, 1))
-        spoken.note = f"{description} {done}/{total}, {left}" if done < total else ""
+        new, left = done - before, ""
+        if new and new >= ENOUGH * (total - before):
+            left = ", " + time_left((time.monotonic() - began) * (total - done) / new)
+        spoken.note = f"{description} {done}/{total}{left}" if done < total else ""
 
     return update
 

@@ -52,14 +52,13 @@ def do_all(
     context = multiprocessing.get_context("spawn")
     idle: list[Hand] = []
     busy: dict[Hand, J] = {}
-    with terminable(), bar(label, total) as update, stopping(idle, busy):
+    with terminable(), bar(label, total, done=(shown := taken())) as update, stopping(idle, busy):
         for _ in range(min(workers, len(left))):
             here, there = context.Pipe()
             process = context.Process(target=serve, args=(there, do), daemon=True)
             process.start()
             there.close()
             idle.append(Hand(process, here))
-        shown = 0
         while left or busy:
             for job in [job for job in left if finished.issuperset(needs[job])][: len(idle)]:
                 hand = idle.pop()

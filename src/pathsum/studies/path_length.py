@@ -205,7 +205,7 @@ PRESETS: dict[Preset, PathLength] = {
     # A GPU's worth of work; 60 epochs a point of 50,000 images, each from the trained network, as in the paper.
     "paper": PathLength(
         data="", successive=False, steps=60 * 390, seeds=(0, 1, 2, 3, 4), weight_decay=5e-4, lr=0.01,
-        batch_size=128, distill=0.0, saliency=False, start_epochs=100, widths=(64,) * 3 + (128,) * 4 + (256,) * 10 + (512,),
-        start_at=(0.25, 1.0), shares=(0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
+        batch_size=128, distill=0.0, saliency=False, start_epochs=100, start_at=(0.25, 1.0),
+        widths=(64,) * 3 + (128,) * 4 + (256,) * 10 + (512,), shares=(0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
     ),
 }  # fmt: skip
