@@ -21,9 +21,10 @@ from pathsum.joining import bend
 from pathsum.linearize import linearize, load_alpha, prepare
 from pathsum.linearizing.books import SlopeTraining
 from pathsum.linearizing.budget import Budget
+from pathsum.linearizing.norms import renewed
 from pathsum.linearizing.options import LinearizeOptions
 from pathsum.linearizing.proximal import proximal, threshold
-from pathsum.linearizing.result import ALPHA, Linearized
+from pathsum.linearizing.result import ALPHA, At, Linearized
 from pathsum.linearizing.saliency import directions, felt, samples_first
 from pathsum.train import TrainConfig
 from tests.reference import prior as twin
@@ -581,6 +582,20 @@ def test_what_the_logits_feel_equals_its_twin(make, by):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-10)
     one_by_one = felt(model._logits, parts, x, by_sample=False)
     torch.testing.assert_close(one_by_one, found, rtol=1e-10, atol=1e-14)
+
+
+def test_renewed_norms_are_the_mean_over_batches(data, toy):
+    net = ps.knobs(toy, torch.zeros(1, 1, 6, 6))
+    batches_of = torch.rand(3, 8, 1, 6, 6)
+    momentum = toy.bn.momentum
+    renewed(At(net, [0.3, 0.7]), batches_of)
+    before = [net.model.conv1(x) for x in batches_of]
+    mean = torch.stack([h.mean((0, 2, 3)) for h in before]).mean(0)
+    variance = torch.stack([h.var((0, 2, 3)) for h in before]).mean(0)
+    torch.testing.assert_close(net.model.bn.running_mean, mean)
+    torch.testing.assert_close(net.model.bn.running_var, variance)
+    assert net.model.bn.momentum == momentum
+    assert not net.model.bn.training
 
 
 def test_prices_are_what_a_slope_counts(data, toy):

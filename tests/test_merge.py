@@ -392,6 +392,7 @@ def test_the_report(tmp_path):
     assert list(table.index) == ["original", "linearized", "merged"]
     assert table["ReLUs"].tolist() == [20, 4, 4]
     assert table["nonlinear units"].tolist() == table["rounds"].tolist() == [2, 1, 1]
+    assert table["path length"].tolist() == [2, 1, 1]
     assert table["parameters"].tolist() == [4 * 16 + 16 + 16 * 4 + 4] * 2 + [4 * 4 + 4]
     assert table["MFLOPs"].tolist() == [2 * 128 / 1e6] * 2 + [2 * 16 / 1e6]
     assert (table[["ms, batch 1", "ms, batch 3"]] > 0).all(axis=None)

@@ -49,6 +49,10 @@ COMMANDS = {
         "make units of a trained network linear, by channel or by layer: what can it do without?",
         RESUME,
     ),
+    "merge": Command(
+        "pathsum.commands_merge:MergeCommand",
+        "compose the layers of a linearized network into fewer: a plain one, for onnxruntime or torch",
+    ),
     "study": Command(
         "pathsum.commands_study:StudyCommand", "reproduce a table or figure of the paper, from runs to a page", RESUME
     ),

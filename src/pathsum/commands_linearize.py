@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pathsum.errors import DataError
 from pathsum.linearizing.options import LinearizeOptions
 from pathsum.training.options import TrainConfig, TrainOptions
 
@@ -101,6 +100,13 @@ class LinearizeCommand(LinearizeOptions, TrainOptions):
         if result.status == "interrupted":
             console.print("Interrupted; the same command continues.")
             return 128 + signal.Signals[result.reason]
+        if result.status != "done":
+            console.print(
+                f"{result.status.capitalize()} ({result.reason}): nothing to use was written. Lower --lr or "
+                "--alpha-lr, and give another --out",
+                soft_wrap=True,
+            )
+            return 1
         write_atomic(out / HISTORY, result.history_table().to_csv(index=False))
         show(console, result)
         console.print(f"Slopes, weights, tables: {out}", soft_wrap=True)
@@ -110,11 +116,7 @@ class LinearizeCommand(LinearizeOptions, TrainOptions):
         """The data, with the mean and standard deviation that the model was trained with, where known."""
         from pathsum.data import load
 
-        known = target.record.get("data") or {}
-        source = self.data or ("digits" if known.get("name") == "digits" else None)
-        if source is None:
-            trained = f"was trained on {known['name']}" if "name" in known else "does not say what it was trained on"
-            raise DataError(f"{target.name} {trained}: say where images lie with --data, such as --data cifar10:PATH")
+        source = target.source(self.data)
         data = load(source, device=device, train_limit=self.train_limit, test_limit=self.test_limit, seed=self.seed)
         return target.normalized(data, self.mean, self.std)
 

@@ -181,11 +181,7 @@ class InspectCommand:
         """The data set, and the mean and standard deviation that the model was trained with, where known."""
         from pathsum.data import load
 
-        known = target.record.get("data") or {}
-        source = self.data or ("digits" if known.get("name") == "digits" else None)
-        if source is None:
-            trained = f"was trained on {known['name']}" if "name" in known else "does not say what it was trained on"
-            raise DataError(f"{target.name} {trained}: say where images lie with --data, such as --data cifar10:PATH")
+        source = target.source(self.data)
         if Path(source).suffix in TEXT:
             raise DataError(f"{target.name} looks at images, and {source} is a text: give images, as cifar10:PATH")
         limit = 1000 if self.samples is None else self.samples or None

@@ -18,7 +18,7 @@ from .budget import counted
 from .result import Linearized
 from .slopes import Slopes
 
-SOFT = 2.0  # temperature of distillation
+SOFT = 4.0  # temperature of distillation
 
 
 class Finite(Monitor):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from math import prod
@@ -16,10 +18,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pathsum.care import tensors_in, untouched
-from pathsum.errors import OutputError
+from pathsum.errors import OutputError, PathsumError
 from pathsum.knobs import Knobs
+from pathsum.lengths import average_path_length
 from pathsum.modes import copied
 from pathsum.results import accuracy_of
+from pathsum.values import Alpha
 
 from .costs import Decide, interleaved
 from .planning import Decision
@@ -39,6 +43,7 @@ class Side:
     relus: int  # nonlinear elements of one sample, whatever the activation
     units: int  # with a nonlinear element
     rounds: int  # the most of them on a way from input to output
+    path_length: float | None  # NAPL, in nonlinear units; None where the graph has no paths to count
     seconds: dict[int, float]  # by batch size
     accuracy: float | None = None
 
@@ -77,6 +82,7 @@ class Merged:
         for side in self.sides:
             row: dict[str, Any] = {"net": side.name, "parameters": side.parameters, "MFLOPs": side.flops / 1e6}
             row |= {"ReLUs": side.relus, "nonlinear units": side.units, "rounds": side.rounds}
+            row |= {} if side.path_length is None else {"path length": side.path_length}
             row |= {f"ms, batch {b}": 1e3 * s for b, s in side.seconds.items()}
             rows.append(row if side.accuracy is None else row | {"accuracy": side.accuracy})
         return pd.DataFrame(rows).set_index("net")
@@ -114,7 +120,7 @@ class Merged:
             raise OutputError(f"there is no folder {path.parent} to write {path.name} to")
         if path.suffix == ".onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
             raise OutputError(f"to write {path.name} torch needs onnx and onnxscript: pip install 'pathsum[onnx]'")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), silent("torch.onnx"):
             warnings.simplefilter("ignore")  # of torch's exporter, about its own calls
             program = exported(self.model, self.inputs, self.kwargs)
             if path.suffix == ".pt2":
@@ -122,6 +128,18 @@ class Merged:
             else:
                 torch.onnx.export(program, f=path, dynamo=True, external_data=False, verbose=False)
         return path
+
+
+@contextmanager
+def silent(name: str) -> Iterator[None]:
+    """Only errors from a logger, for a while: the exporter tells of packages that nothing here needs."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def exported(model: nn.Module, inputs: tuple, kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
@@ -152,6 +170,7 @@ def measured(
     """Count and time the three networks."""
     units = unit_table(net, alpha)
     total, left = int(units["elements"].sum()), int(units["nonlinear"].sum())
+    lengths = [path_length(net, 0.0), path_length(net, alpha)]
     times: dict[int, dict[str, float]] = {}
     with torch.no_grad(), untouched(net):
         for batch in batches:
@@ -175,12 +194,21 @@ def measured(
                     total if original else left,
                     len(units) if original else int((units["nonlinear"] > 0).sum()),
                     rounds[0 if original else 1],
+                    lengths[0 if original else 1],
                     {batch: t[name] for batch, t in times.items()},
                     None if labels is None else float(accuracy_of(net.pick(out).unsqueeze(0), labels)[0]),
                 )
             )
     merged = nets["merged"]
     return Merged(merged, tuple(sides), tuple(decisions), units, decide, *at_batch((inputs, kwargs), 2))
+
+
+def path_length(net: Knobs, alpha: Alpha) -> float | None:
+    """The average path length, where the graph of the model has one."""
+    try:
+        return average_path_length(net, alpha=alpha)
+    except PathsumError:
+        return None
 
 
 def _constants(model: nn.Module, original: nn.Module) -> int:

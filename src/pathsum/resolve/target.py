@@ -14,7 +14,7 @@ from torch import nn
 from pathsum.data import Dataset
 from pathsum.data.checks import reason
 from pathsum.data.text import Tokenizer
-from pathsum.errors import CheckpointError, PathsumError
+from pathsum.errors import CheckpointError, DataError, PathsumError
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,15 @@ class Target:
     std: tuple[float, ...] | None = None
     tokenizer: Tokenizer | None = None
     longest: int | None = None  # tokens of a sequence
+
+    def source(self, given: str | None) -> str:
+        """Where its images are: as given, else the digits if it was trained on them."""
+        known = self.record.get("data") or {}
+        source = given or ("digits" if known.get("name") == "digits" else None)
+        if source is None:
+            trained = f"was trained on {known['name']}" if "name" in known else "does not say what it was trained on"
+            raise DataError(f"{self.name} {trained}: say where images lie with --data, such as --data cifar10:PATH")
+        return source
 
     def statistics(self, data: str) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
         """The mean and standard deviation that it was trained with; those of its record if that is of these data."""

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pathsum import runs
-from pathsum.data import Dataset, normalize
+from pathsum.data import Dataset, batches, normalize
 from pathsum.errors import PathsumError
 from pathsum.knobs import Knobs, knobs
 from pathsum.lengths import average_path_length, path_lengths
 from pathsum.linearize import example, run_linearize
 from pathsum.linearizing.layout import observe, rounds, sites_of
+from pathsum.linearizing.norms import renewed
 from pathsum.linearizing.result import At, Linearized
 from pathsum.nets.plain import RepVGG
 from pathsum.resolve import resolve
 from pathsum.runs import save_model
 from pathsum.storage import read_json, write_json
-from pathsum.studies.path_length import PathLength, Point, Spot
+from pathsum.studies.path_length import LATER, PathLength, Point, Spot
 from pathsum.studies.starts import ended
 from pathsum.train import FitResult, TrainConfig, evaluate, fit
 from pathsum.training.record import make_optimizer
@@ -31,7 +34,7 @@ from pathsum.unit_spectrum import unit_spectrum
 
 ROW = "point.json"
 COOLING = 0.8  # share of the plain network's training after which the rate is a tenth
-CALIBRATION = 2048  # training images for the batch norms of a folded network
+CALIBRATION = 4096  # training images for batch norms, at most
 WATCHED = 500  # test images for the rows along the way; the points are tested on all
 Job = tuple[str, int] | Point  # ("start", seed), or a point
 
@@ -170,7 +173,24 @@ def linearize_to(
         result = run_linearize(begin, seen, options, part, alpha=alpha, teacher=teacher, out=folder, progress=progress)
         check(result)
         begin, alpha, forced = result.net, result.alpha, forced + result.forced
+    renewed(At(result.net, result.alpha), images_seen(data, config))
+    result.save(settled(out))
     write_json(out / ROW, {**row(study, point, result, data, about, target), "forced": forced})
+
+
+def images_seen(data: Dataset, config: TrainConfig) -> Iterator[Tensor]:
+    """An epoch of the training images, at most `CALIBRATION`, in batches and augmented as in training."""
+    stream = batches(
+        data.train,
+        config.batch_size,
+        mean=data.mean,
+        std=data.std,
+        seed=config.seed + 2 * LATER,
+        augment=config.augment,
+        flip=data.flip,
+    )
+    for _, x, _ in islice(stream, max(1, min(CALIBRATION, len(data.train)) // config.batch_size)):
+        yield x
 
 
 def target_of(study: PathLength, root: Path, point: Point, whole: float) -> float:
