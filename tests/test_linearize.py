@@ -584,6 +584,16 @@ def test_what_the_logits_feel_equals_its_twin(make, by):
     torch.testing.assert_close(one_by_one, found, rtol=1e-10, atol=1e-14)
 
 
+def test_saliency_where_an_axis_comes_before_the_samples():
+    class Under(Tokens):
+        def forward(self, x):
+            return super().forward(x.unsqueeze(0).squeeze(0)) + 0.1 * self.head(torch.relu(x.flatten(1)[None, :, :6])[0])
+
+    torch.manual_seed(0)
+    model = prepare(Under(3), toy_data(), LinearizeOptions(target_units=2, saliency=True), SHORT)
+    assert not model.prior.equal(torch.ones_like(model.prior))
+
+
 def test_renewed_norms_are_the_mean_over_batches(data, toy):
     net = ps.knobs(toy, torch.zeros(1, 1, 6, 6))
     batches_of = torch.rand(3, 8, 1, 6, 6)

@@ -78,9 +78,11 @@ class Slopes(nn.Module):
 
         The divisor is 1/`LEAST` of its median at least; the priors of the slopes that are not linear keep their mean.
         """
-        by_sample = samples_first(self.chosen, self.recorder)
         parts = [p.view(site.slopes or ()) for p, site in zip(self._split(), self.chosen, strict=True)]
-        sensed = felt(self._logits, parts, x, by_sample=by_sample)
+        try:
+            sensed = felt(self._logits, parts, x, by_sample=samples_first(self.chosen, self.recorder))
+        except LambdaError:  # an axis of length 1 before that of the samples
+            sensed = felt(self._logits, parts, x, by_sample=False)
         free = self.slopes.detach() != 1
         some = sensed[free & (sensed > 0)]
         if len(some):
