@@ -587,7 +587,8 @@ def test_what_the_logits_feel_equals_its_twin(make, by):
 def test_saliency_where_an_axis_comes_before_the_samples():
     class Under(Tokens):
         def forward(self, x):
-            return super().forward(x.unsqueeze(0).squeeze(0)) + 0.1 * self.head(torch.relu(x.flatten(1)[None, :, :6])[0])
+            first = torch.relu(x.flatten(1)[None, :, :6])[0]
+            return super().forward(x) + 0.1 * self.head(first)
 
     torch.manual_seed(0)
     model = prepare(Under(3), toy_data(), LinearizeOptions(target_units=2, saliency=True), SHORT)
