@@ -19,8 +19,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)   ## train towers on digits, then explain one: ends with a page (about 3 minutes)
 	$(BIN)/pathsum demo
 
-test: $(READY)   ## the default tests (under 5 minutes on 2 cores)
-	$(BIN)/python -m pytest
+test: $(READY)   ## the default tests, a file at a time on each core
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(READY)  ## the long ones too
 	$(BIN)/python -m pytest -m 'slow or not slow'

@@ -30,6 +30,14 @@ def _own_cache(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _a_share_of_the_cores():
+    """Processes that test side by side do not take each other's cores."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if workers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
 @pytest.fixture
 def one_thread():
     """For tiny tensors: threads would only wait for each other, most of all on a shared machine."""
