@@ -194,7 +194,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("rule", REFUSED, ids=lambda rule: repr(rule)[:24])
+@pytest.mark.parametrize("rule", REFUSED, ids=lambda rule: repr(rule).partition(" at 0x")[0][:24])
 def test_refuses_and_lists_what_is_allowed(rule):
     with pytest.raises(RuleError) as caught:
         parse_rule(rule)
