@@ -21,8 +21,7 @@ from PIL import Image
 from pathsum.data import Dataset, Split, augment, batches, load, normalize, steps_per_epoch
 from pathsum.data import cache as stored
 from pathsum.data.batching import draw
-from pathsum.data.parquet import CLASSES
-from pathsum.data.pickles import BATCHES, FOLDER
+from pathsum.data.families import CIFAR10, CIFAR100
 from pathsum.errors import DataError, PathsumError
 
 
@@ -96,14 +95,14 @@ def batch_files(protocol="python2"):
     """The six official files, five images each."""
     files = {}
     images, labels = pixels(25)
-    for k, name in enumerate(BATCHES["train"]):
+    for k, name in enumerate(CIFAR10.batches["train"]):
         files[name] = batch_pickle(images[5 * k : 5 * k + 5], labels[5 * k : 5 * k + 5], protocol)
     files["test_batch"] = batch_pickle(*pixels(20, seed=1), protocol)
     files["batches.meta"] = b"never read"
     return files
 
 
-def write_tar(path, files, *, folder=FOLDER, links=()):
+def write_tar(path, files, *, folder=CIFAR10.folder, links=()):
     with tarfile.open(path, "w:gz") as archive:
         for name, target in links:
             member = tarfile.TarInfo(name)
@@ -128,9 +127,24 @@ def check_contents(data):
     for split, (images, labels) in ((data.train, pixels(25)), (data.test, pixels(20, seed=1))):
         assert np.array_equal(split.images.numpy(), images)
         assert np.array_equal(split.labels.numpy(), labels)
-    assert data.classes == CLASSES
+    assert data.classes == CIFAR10.classes
     assert data.flip
     assert data.shape == (3, 32, 32)
+
+
+def hundred(num, seed=0):
+    """Random images and labels that run through CIFAR-100's fine classes."""
+    images, labels = pixels(num, seed)
+    return images, (labels * 0 + np.arange(num) * 7) % 100
+
+
+def check_hundred(data):
+    for split, (images, labels) in ((data.train, hundred(25)), (data.test, hundred(20, seed=1))):
+        assert np.array_equal(split.images.numpy(), images)
+        assert np.array_equal(split.labels.numpy(), labels)
+    assert (data.name, data.num_classes, data.classes[0], data.classes[-1]) == ("cifar100", 100, "apple", "worm")
+    assert len(set(data.classes)) == 100
+    assert data.mean == CIFAR100.mean
 
 
 # --- reading ------------------------------------------------------------------------------------------------
@@ -142,6 +156,38 @@ def test_parquet_folder(tmp_path, inner, column):
     parquet_folder(tmp_path / inner, column=column)
     check_contents(load(tmp_path))
     check_contents(load(f"cifar10:{tmp_path}", cache=False))
+
+
+@pytest.mark.parametrize("inner", ["", "data", "cifar100"])
+@pytest.mark.parametrize("image", ["img", "image"])
+def test_cifar100_in_the_hubs_layout(tmp_path, inner, image):
+    folder = tmp_path / inner
+    names = '{"info": {"features": {"fine_label": {"names": [' + ", ".join(f'"{k}"' for k in range(100)) + "]}}}}"
+    how = {"column": image, "label_column": "fine_label", "metadata": {"huggingface": names}}
+    write_parquet(folder / "train-00000-of-00001.parquet", *hundred(25), **how)
+    write_parquet(folder / "test-00000-of-00001.parquet", *hundred(20, seed=1), **how)
+    check_hundred(load(f"cifar100:{tmp_path}"))
+    check_hundred(load(f"cifar100:{tmp_path}"))  # from the cache
+    with pytest.raises(DataError, match="and label, got .*use CIFAR-10 in the hub's layout"):
+        load(f"cifar10:{folder}", cache=False)
+
+
+def test_cifar100_as_published(tmp_path):
+    files = {"meta": b"never read"}
+    for name, (images, labels) in (("train", hundred(25)), ("test", hundred(20, seed=1))):
+        batch = {b"data": images.reshape(len(images), -1), b"fine_labels": [int(label) for label in labels]}
+        files[name] = pickle.dumps({**batch, b"coarse_labels": [0] * len(labels)}, protocol=2)
+    check_hundred(load(f"cifar100:{write_tar(tmp_path / CIFAR100.archive, files, folder=CIFAR100.folder)}"))
+    check_hundred(load(f"cifar100:{tmp_path}"))
+    check_hundred(load(f"cifar100:{write_folder(tmp_path / 'out' / CIFAR100.folder, files)}"))
+    check_hundred(load(f"cifar100:{tmp_path / 'out'}"))
+    with pytest.raises(DataError, match="no CIFAR-10 in this folder"):
+        load(tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="no CIFAR-100 in this folder, its data/ or cifar100/; .*'cifar100:PATH'"):
+        load(f"cifar100:{tmp_path / 'none'}")
+    with pytest.raises(DataError, match="test_batch not in the archive; .*fetch cifar-10-python.tar.gz"):
+        load(f"cifar10:{tmp_path / CIFAR100.archive}", cache=False, train_limit=0)
 
 
 def test_parquet_files(tmp_path):
@@ -156,7 +202,7 @@ def test_pickled_batches_of_every_age(tmp_path, protocol):
     files = batch_files(protocol)
     check_contents(load(write_tar(tmp_path / "cifar-10-python.tar.gz", files)))
     check_contents(load(tmp_path))  # the folder that holds the archive
-    check_contents(load(write_folder(tmp_path / "extracted" / FOLDER, files)))
+    check_contents(load(write_folder(tmp_path / "extracted" / CIFAR10.folder, files)))
     check_contents(load(tmp_path / "extracted"))
 
 
@@ -390,7 +436,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path, protocol, plac
     if place == "archive":
         source = write_tar(tmp_path / "cifar-10-python.tar.gz", files)
     else:
-        source = write_folder(tmp_path / FOLDER, files)
+        source = write_folder(tmp_path / CIFAR10.folder, files)
     with pytest.raises(DataError, match=r"test_batch.*asks for (posix|nt)\.system.*not run"):
         load(source)
     assert not mark.exists()
@@ -429,7 +475,7 @@ def test_the_archive_is_never_extracted_and_its_paths_never_followed(tmp_path, m
     secret.write_bytes(batch_files()["test_batch"])
     files = batch_files()
     del files["test_batch"]
-    links = [(f"{FOLDER}/test_batch", str(secret))]
+    links = [(f"{CIFAR10.folder}/test_batch", str(secret))]
     monkeypatch.chdir(tmp_path)
     archive = write_tar(tmp_path / "linked.tar.gz", files, links=links)
     with pytest.raises(DataError, match="test_batch not in the archive"):
@@ -440,7 +486,7 @@ def test_the_archive_is_never_extracted_and_its_paths_never_followed(tmp_path, m
 
 
 def test_a_member_that_claims_to_be_huge_is_not_read(tmp_path):
-    member = tarfile.TarInfo(f"{FOLDER}/test_batch")
+    member = tarfile.TarInfo(f"{CIFAR10.folder}/test_batch")
     member.size = 2**40
     (tmp_path / "x.tar").write_bytes(member.tobuf() + bytes(10240))
     with pytest.raises(DataError, match=r"test_batch is 1,099,511,627,776 bytes long"):
@@ -532,7 +578,7 @@ def test_labels_outside_the_classes(tmp_path, label):
     if label > 0:
         files = batch_files() | {"test_batch": batch_pickle(images, labels)}
         with pytest.raises(DataError, match=r"label 10 in .*test_batch, row 13"):
-            load(write_folder(tmp_path / FOLDER / FOLDER, files))
+            load(write_folder(tmp_path / CIFAR10.folder / CIFAR10.folder, files))
 
 
 def test_other_faults_of_a_parquet_file(tmp_path):
@@ -558,7 +604,7 @@ def test_other_faults_of_a_parquet_file(tmp_path):
     names = '{"info": {"features": {"label": {"names": ["zero", "one"]}}}}'
     write_parquet(file, images, labels, metadata={"huggingface": names})
     refused("its classes are zero, one, expected CIFAR-10's airplane")
-    names = '{"info": {"features": {"label": {"names": ["' + '", "'.join(CLASSES) + '"]}}}}'
+    names = '{"info": {"features": {"label": {"names": ["' + '", "'.join(CIFAR10.classes) + '"]}}}}'
     write_parquet(file, images, labels, metadata={"huggingface": names})
     assert len(load(tmp_path, train_limit=0).test) == 4
 

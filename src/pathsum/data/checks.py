@@ -33,7 +33,7 @@ def check_labels(labels: np.ndarray, num_classes: int, where: object) -> np.ndar
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
             f"labels in {where}: expected a column of integers 0..{num_classes - 1}, "
-            f"got {labels.dtype} of shape {labels.shape}; check that this is the CIFAR-10 label column"
+            f"got {labels.dtype} of shape {labels.shape}; check that this is the column of labels"
         )
     bad = np.flatnonzero((labels < 0) | (labels >= num_classes))
     if bad.size:

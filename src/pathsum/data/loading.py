@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from pathsum.data import cache as stored
 from pathsum.data import parquet, pickles
 from pathsum.data.checks import need, reason
+from pathsum.data.families import CIFAR10, FAMILIES, Family
 from pathsum.data.splits import Dataset, Split, balanced_rows
 from pathsum.errors import DataError
 
@@ -20,17 +21,17 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 FORMS = (
     "'digits', or CIFAR-10 as 'cifar10:PATH' (PATH = a folder of train-*.parquet and test-*.parquet, "
-    "cifar-10-python.tar.gz, or its extracted folder), or as a hub id such as 'uoft-cs/cifar10'"
+    "cifar-10-python.tar.gz, or its extracted folder), or as a hub id such as 'uoft-cs/cifar10'; CIFAR-100 likewise, "
+    "as 'cifar100:PATH' or 'cifar100:uoft-cs/cifar100'"
 )
-# Of the 50,000 training images, pixels/255; fixed, so that a limited split is normalized like the whole.
-CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where CIFAR-10 lies: the files of each split, and for pickled batches the archive or folder."""
+    """Where the images lie: the files of each split, and for pickled batches the archive or folder."""
 
-    files: dict[str, tuple[Path, ...]]
+    family: Family
+    files: Mapping[str, tuple[Path, ...]]
     pickled: Path | None = None
     ours: bool = True  # False in the hub's own cache, where nothing is to be added
 
@@ -45,19 +46,19 @@ def load(
     cache: bool = True,
     progress: bool | None = None,
 ) -> Dataset:
-    """Load `digits` or CIFAR-10 as uint8 tensors on `device`.
+    """Load `digits`, CIFAR-10 or CIFAR-100 as uint8 tensors on `device`.
 
     `source`: "digits" (scikit-learn's 1,797 8×8 images; first half train, second half test, as in its own
     classification example; 0..16 scaled to 0..255); or, for CIFAR-10, "cifar10:PATH" or PATH, where PATH is
     a folder, a file or several files in the hub's parquet layout, `cifar-10-python.tar.gz`, or its
-    extracted folder; or a hub id.
+    extracted folder; or a hub id. CIFAR-100, with its fine labels, likewise as "cifar100:PATH".
 
     `train_limit`, `test_limit`: at most so many images of a split, a random subset with balanced classes
     that depends on `seed` only; 0 leaves a split out, which then need not exist. `cache`: keep whole decoded
     splits in `.pathsum` beside the data or, where that is read-only, in the user's cache folder
     ($XDG_CACHE_HOME or ~/.cache); it notices changed sources.
 
-    Errors: DataError for a source that is unknown, missing, truncated, corrupt or not CIFAR-10, and for an
+    Errors: DataError for a source that is unknown, missing, truncated, corrupt or of other data, and for an
     unusable device. Sources: Krizhevsky (2009); Alpaydin and Kaynak (1998), UCI optical digits.
 
     >>> load("digits")
@@ -75,12 +76,12 @@ def load(
     test = _read(origin, "test", test_limit, seed, cache, progress)
     train = _read(origin, "train", train_limit, seed, cache, progress)
     return Dataset(
-        name="cifar10",
+        name=origin.family.name,
         train=_split(*train, target),
         test=_split(*test, target),
-        classes=parquet.CLASSES,
-        mean=CIFAR10_MEAN,
-        std=CIFAR10_STD,
+        classes=origin.family.classes,
+        mean=origin.family.mean,
+        std=origin.family.std,
         flip=True,
     )
 
@@ -128,21 +129,23 @@ def _digits(device: torch.device, train_limit: int | None, test_limit: int | Non
 
 
 def _locate(source: str | Path | Sequence[str | Path], wanted: Sequence[str]) -> Origin:
-    """Which form of CIFAR-10 the source is, and its files."""
+    """Which form the source is, and its files."""
     if not isinstance(source, str | Path):
-        return Origin(parquet.by_split([_existing(Path(item).expanduser()) for item in source]))
-    text = str(source).removeprefix("cifar10:")
+        return Origin(CIFAR10, parquet.by_split([_existing(Path(item).expanduser()) for item in source]))
+    name, colon, rest = str(source).partition(":")
+    family = FAMILIES[name] if colon and name in FAMILIES else CIFAR10
+    text = rest if colon and name in FAMILIES else str(source)
     path = Path(text).expanduser()
     if text and path.is_dir():
-        return _in_folder(path)
+        return _in_folder(path, family)
     if text and path.exists():
         if path.suffix == ".parquet":
-            return Origin(parquet.by_split([path]))
+            return Origin(family, parquet.by_split([path]))
         if path.name.endswith(ARCHIVES):
-            return Origin(dict.fromkeys(pickles.BATCHES, (path,)), path)
-        raise DataError(f"{path}: expected a .parquet file, cifar-10-python.tar.gz or a folder; give one of {FORMS}")
+            return Origin(family, dict.fromkeys(family.batches, (path,)), path)
+        raise DataError(f"{path}: expected a .parquet file, {family.archive} or a folder; give one of {FORMS}")
     if isinstance(source, str) and HUB_ID.fullmatch(text) and not text.endswith((".parquet", *ARCHIVES)):
-        return _from_hub(text, wanted)
+        return _from_hub(text, family, wanted)
     if isinstance(source, Path) or "/" in text or str(source) != text:
         _existing(path)
     raise DataError(f"unknown data {str(source)!r}: expected {FORMS}")
@@ -154,22 +157,23 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _in_folder(folder: Path) -> Origin:
-    """The CIFAR-10 in a folder: parquet shards, else extracted batches, else the archive."""
-    shards = parquet.find_shards(folder)
+def _in_folder(folder: Path, family: Family) -> Origin:
+    """The data in a folder: parquet shards, else extracted batches, else the archive."""
+    shards = parquet.find_shards(folder, family)
     if shards:
-        return Origin(shards)
-    for place in (folder, folder / pickles.FOLDER):
-        if any((place / name).is_file() for names in pickles.BATCHES.values() for name in names):
-            files = {split: tuple(place / n for n in names) for split, names in pickles.BATCHES.items()}
-            return Origin(files, place)
-    archive = folder / "cifar-10-python.tar.gz"
+        return Origin(family, shards)
+    for place in (folder, folder / family.folder):
+        if any((place / name).is_file() for names in family.batches.values() for name in names):
+            files = {split: tuple(place / n for n in names) for split, names in family.batches.items()}
+            return Origin(family, files, place)
+    archive = folder / family.archive
     if archive.is_file():
-        return Origin(dict.fromkeys(pickles.BATCHES, (archive,)), archive)
-    raise DataError(f"{folder}: no CIFAR-10 in this folder, its data/ or plain_text/; expected {FORMS}")
+        return Origin(family, dict.fromkeys(family.batches, (archive,)), archive)
+    inside = " or ".join(f"{name}/" for name in family.places)
+    raise DataError(f"{folder}: no {family.title} in this folder, its {inside}; expected {FORMS}")
 
 
-def _from_hub(name: str, wanted: Sequence[str]) -> Origin:
+def _from_hub(name: str, family: Family, wanted: Sequence[str]) -> Origin:
     """A data set of the hub, downloaded to its own cache; from there when offline."""
     hub = need("huggingface_hub")
     patterns = [pattern for split in wanted for pattern in (f"{split}-*.parquet", f"*/{split}-*.parquet")]
@@ -179,12 +183,12 @@ def _from_hub(name: str, wanted: Sequence[str]) -> Origin:
         raise DataError(
             f"{name!r}: no such file or folder here, and it cannot be had from the Hugging Face hub "
             f"({reason(error)}); check the name and the connection, or download it and give its folder "
-            "as cifar10:PATH"
+            f"as {family.name}:PATH"
         ) from error
-    shards = parquet.find_shards(folder)
+    shards = parquet.find_shards(folder, family)
     if not shards:
         raise DataError(f"{name!r} on the hub has no train-*.parquet and test-*.parquet; expected {FORMS}")
-    return Origin(shards, ours=False)
+    return Origin(family, shards, ours=False)
 
 
 def _read(
@@ -216,9 +220,9 @@ def _read(
         rows = choose(labels)
         return known if rows is None else (images[rows], labels[rows])
     if origin.pickled is None:
-        images, labels = parquet.read(files, choose, progress=progress)
+        images, labels = parquet.read(files, choose, origin.family, progress=progress)
     else:
-        images, labels = pickles.read(origin.pickled, split, choose, progress=progress)
+        images, labels = pickles.read(origin.pickled, split, choose, origin.family, progress=progress)
     if cache and whole:
         stored.write(files, split, key, images, labels, beside=origin.ours)
     return images, labels

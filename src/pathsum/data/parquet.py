@@ -1,4 +1,4 @@
-"""CIFAR-10 in the column layout of the Hugging Face hub: PNG files in a struct, labels beside them."""
+"""CIFAR in the column layout of the Hugging Face hub: PNG files in a struct, labels beside them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from typing import Any
 import numpy as np
 
 from pathsum.data.checks import check_labels, need, reason
+from pathsum.data.families import Family
 from pathsum.errors import DataError
 from pathsum.progress import bar
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SHARD = re.compile(r"(train|test)(?:-(\d+)-of-(\d+))?(?:-[0-9a-f]+)?\.parquet")  # the hub's file names
 PNG = b"\x89PNG\r\n\x1a\n"
-LAYOUT = "columns img or image = {bytes, path} and label"
 
 
-def find_shards(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """Shards by split, from the first of the folder, its `data/` and its `plain_text/` that holds any."""
-    for place in (folder, folder / "data", folder / "plain_text"):
+def find_shards(folder: Path, family: Family) -> dict[str, tuple[Path, ...]]:
+    """Shards by split, from the first of the folder and the folders in it that holds any."""
+    for place in (folder, *(folder / name for name in family.places)):
         found = sorted(file for file in place.glob("*.parquet") if SHARD.fullmatch(file.name))
         if found:
             splits = by_split(found)
@@ -66,6 +65,7 @@ def _check_complete(files: Sequence[Path]) -> None:
 def read(
     files: Sequence[Path],
     choose: Callable[[np.ndarray], np.ndarray | None],
+    family: Family,
     *,
     progress: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -73,8 +73,8 @@ def read(
 
     Only the chosen images are decoded. Errors: DataError naming file and row.
     """
-    tables = [_open(file) for file in files]
-    labels = np.concatenate([_labels(table, file) for table, file in zip(tables, files, strict=True)])
+    tables = [_open(file, family) for file in files]
+    labels = np.concatenate([_labels(table, file, family) for table, file in zip(tables, files, strict=True)])
     rows = choose(labels)
     rows = np.arange(len(labels)) if rows is None else rows
     images = np.empty((len(rows), 32, 32, 3), np.uint8)
@@ -88,14 +88,14 @@ def read(
                 wanted = rows[(rows >= first) & (rows < first + size)] - first
                 if len(wanted):
                     for row, data in zip(wanted, _pngs(table, group, wanted, file), strict=True):
-                        images[done] = _decode(data, file, first - start + int(row))
+                        images[done] = _decode(data, file, first - start + int(row), family)
                         done += 1
                     update(len(wanted))
                 first += size
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels[rows]
 
 
-def _open(file: Path) -> Any:
+def _open(file: Path, family: Family) -> Any:
     """The opened parquet file, its columns and declared classes checked."""
     arrow = need("pyarrow")
     try:
@@ -107,16 +107,20 @@ def _open(file: Path) -> Any:
         ) from error
     schema = table.schema_arrow
     column = _image_column(schema.names)
-    if column is None or "label" not in schema.names:
-        raise DataError(f"{file}: expected {LAYOUT}, got {schema.names}; use CIFAR-10 in the hub's layout")
+    if column is None or family.column not in schema.names:
+        raise DataError(
+            f"{file}: expected columns img or image = {{bytes, path}} and {family.column}, got {schema.names}; use "
+            f"{family.title} in the hub's layout"
+        )
     kind = schema.field(column).type
     if not arrow.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         raise DataError(f"{file}: column {column} is {kind}, expected a struct {{bytes, path}}; use the hub's layout")
-    names = _declared_classes(schema.metadata)
-    if names is not None and tuple(names) != CLASSES:
+    names = _declared_classes(schema.metadata, family)
+    same = names is None or (tuple(names) == family.classes if family.spelled else len(names) == len(family.classes))
+    if names is not None and not same:
         raise DataError(
-            f"{file}: its classes are {', '.join(names[:10])}, expected CIFAR-10's "
-            f"{', '.join(CLASSES)}; this is another data set, or its classes are in another order"
+            f"{file}: its classes are {', '.join(names[:10])}, expected {family.title}'s "
+            f"{', '.join(family.classes)}; this is another data set, or its classes are in another order"
         )
     return table
 
@@ -125,25 +129,27 @@ def _image_column(names: Sequence[str]) -> str | None:
     return next((name for name in ("img", "image") if name in names), None)
 
 
-def _declared_classes(metadata: dict[bytes, bytes] | None) -> list[str] | None:
+def _declared_classes(metadata: dict[bytes, bytes] | None, family: Family) -> list[str] | None:
     """Class names that the hub's library wrote into the schema, if it did."""
     try:
-        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][family.column]["names"]
     except (KeyError, TypeError, ValueError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
-def _labels(table: Any, file: Path) -> np.ndarray:
+def _labels(table: Any, file: Path, family: Family) -> np.ndarray:
     """The label column, whole: cheap beside the images."""
     arrow = need("pyarrow")
     try:
-        column = table.read(columns=["label"])["label"]
+        column = table.read(columns=[family.column])[family.column]
     except (arrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{file}: cannot read column label ({reason(error)}); fetch the file again") from error
+        raise DataError(
+            f"{file}: cannot read column {family.column} ({reason(error)}); fetch the file again"
+        ) from error
     if column.null_count:
         raise DataError(f"{file}: {column.null_count} of {len(column)} labels are missing; use complete data")
-    return check_labels(column.to_numpy(), len(CLASSES), file)
+    return check_labels(column.to_numpy(), len(family.classes), file)
 
 
 def _pngs(table: Any, group: int, rows: np.ndarray, file: Path) -> list[bytes | None]:
@@ -160,7 +166,7 @@ def _pngs(table: Any, group: int, rows: np.ndarray, file: Path) -> list[bytes | 
         ) from error
 
 
-def _decode(data: bytes | None, file: Path, row: int) -> np.ndarray:
+def _decode(data: bytes | None, file: Path, row: int, family: Family) -> np.ndarray:
     """One PNG as `(32, 32, 3)` uint8."""
     image_module = need("PIL.Image")
     if data is None:
@@ -172,7 +178,7 @@ def _decode(data: bytes | None, file: Path, row: int) -> np.ndarray:
             if image.size != (32, 32) or image.mode != "RGB":
                 raise DataError(
                     f"{file}, row {row}: expected a 32×32 RGB image, got {image.size[0]}×{image.size[1]} "
-                    f"{image.mode}; this is not CIFAR-10"
+                    f"{image.mode}; this is not {family.title}"
                 )
             return np.asarray(image)
         except DataError:

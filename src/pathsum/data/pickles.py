@@ -1,4 +1,4 @@
-"""CIFAR-10 as published: pickled batches in `cifar-10-python.tar.gz` or in its extracted folder.
+"""CIFAR as published: pickled batches in `cifar-10-python.tar.gz` and its like, or in the extracted folder.
 
 A pickle is a program. The one here may build lists, dicts, text, bytes and numeric arrays and nothing else:
 the names that numpy's pickles use are answered by stand-ins, so not even numpy's own unpickling is reached.
@@ -19,12 +19,11 @@ from typing import IO, Any, cast
 import numpy as np
 
 from pathsum.data.checks import check_labels, reason
+from pathsum.data.families import Family
 from pathsum.errors import DataError
 from pathsum.progress import bar
 
-FOLDER = "cifar-10-batches-py"
-BATCHES = {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)}
-MAX_BYTES = 2**28  # a real batch has 31 MB; a header that promises more is no reason to fill the memory
+MAX_BYTES = 2**28  # a real batch has 31 MB, or 155; a header that promises more is no reason to fill the memory
 NUMERIC = re.compile(r"[<>|=]?[buif][1248]")
 
 
@@ -100,6 +99,7 @@ def read(
     path: Path,
     split: str,
     choose: Callable[[np.ndarray], np.ndarray | None],
+    family: Family,
     *,
     progress: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -108,32 +108,35 @@ def read(
     `choose(labels)` names the rows (None: all). Nothing is written to disk, and no path that the archive
     mentions is opened: its members are streamed, and picked by the last part of their names.
     """
-    names = BATCHES[split]
+    names = family.batches[split]
     if path.is_dir():
-        streams = {name: _read_file(path / name) for name in names}
+        streams = {name: _read_file(path / name, family) for name in names}
     else:
-        streams = _read_archive(path, names, progress)
-    parts = [_batch(streams[name], f"{path}: {name}") for name in names]
+        streams = _read_archive(path, names, family, progress)
+    parts = [_batch(streams[name], f"{path}: {name}", family) for name in names]
     images = np.concatenate([images for images, _ in parts])  # a writable copy
     labels = np.concatenate([labels for _, labels in parts])
     rows = choose(labels)
     return (images, labels) if rows is None else (images[rows], labels[rows])
 
 
-def _read_file(file: Path) -> bytes:
+def _read_file(file: Path, family: Family) -> bytes:
     """The bytes of one extracted batch."""
     try:
         size = file.stat().st_size
         if size > MAX_BYTES:
-            raise DataError(f"{file}: {size:,} bytes, expected about 31,000,000; this is not a CIFAR-10 batch")
+            raise DataError(
+                f"{file}: {size:,} bytes, expected 155,000,000 at the most; this is not a {family.title} batch"
+            )
         return file.read_bytes()
     except OSError as error:
         raise DataError(
-            f"{file}: cannot be read ({error.strerror}); expected every batch of {FOLDER}: extract the archive again"
+            f"{file}: cannot be read ({error.strerror}); expected every batch of {family.folder}: extract the archive "
+            "again"
         ) from error
 
 
-def _read_archive(path: Path, names: tuple[str, ...], progress: bool | None) -> dict[str, bytes]:
+def _read_archive(path: Path, names: tuple[str, ...], family: Family, progress: bool | None) -> dict[str, bytes]:
     """The wanted members' bytes; streamed to the end, so that gzip's checksum of the whole is checked too."""
     found: dict[str, bytes] = {}
     seen = 0
@@ -160,13 +163,13 @@ def _read_archive(path: Path, names: tuple[str, ...], progress: bool | None) -> 
                 pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise DataError(
-            f"{path}: the archive is truncated or corrupt ({reason(error)}); fetch cifar-10-python.tar.gz again"
+            f"{path}: the archive is truncated or corrupt ({reason(error)}); fetch {family.archive} again"
         ) from error
     missing = [name for name in names if name not in found]
     if missing:
         raise DataError(
             f"{path}: {', '.join(missing)} not in the archive; it is truncated or another one: "
-            "fetch cifar-10-python.tar.gz again"
+            f"fetch {family.archive} again"
         )
     return found
 
@@ -178,28 +181,31 @@ def _plain(raw: IO[bytes]) -> IO[bytes]:
     return cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if gzipped else raw
 
 
-def _batch(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _batch(data: bytes, where: str, family: Family) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of one pickled batch, checked."""
     try:
         batch = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except Exception as error:  # a corrupt pickle can fail in any way
         raise DataError(
-            f"{where} is no pickled CIFAR-10 batch ({reason(error)}); it is truncated, corrupt or not the "
-            "official one: fetch cifar-10-python.tar.gz again"
+            f"{where} is no pickled {family.title} batch ({reason(error)}); it is truncated, corrupt or not the "
+            f"official one: fetch {family.archive} again"
         ) from error
     if not isinstance(batch, dict):
         raise DataError(f"{where}: expected a dict with data and labels, got {type(batch).__name__}; fetch it again")
     keys = {_text(key): value for key, value in batch.items() if isinstance(key, str | bytes)}
-    if "data" not in keys or "labels" not in keys:
-        raise DataError(f"{where}: expected the entries data and labels, got {sorted(keys)}; use CIFAR-10's batches")
-    parts = (keys["data"], keys["labels"])
+    if "data" not in keys or family.entry not in keys:
+        raise DataError(
+            f"{where}: expected the entries data and {family.entry}, got {sorted(keys)}; use {family.title}'s batches"
+        )
+    parts = (keys["data"], keys[family.entry])
     pixels, labels = (part.value if isinstance(part, _Array) else part for part in parts)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3072,):
         got = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
-        raise DataError(f"{where}: expected data uint8 (n, 3072), got {got}; this is not CIFAR-10")
+        raise DataError(f"{where}: expected data uint8 (n, 3072), got {got}; this is not {family.title}")
     if isinstance(labels, list) and not all(type(label) is int for label in labels):
-        raise DataError(f"{where}: expected labels to be integers 0..9; this is not CIFAR-10")
-    checked = check_labels(np.asarray(labels, dtype=np.int64 if labels == [] else None), 10, where)
+        last = len(family.classes) - 1
+        raise DataError(f"{where}: expected labels to be integers 0..{last}; this is not {family.title}")
+    checked = check_labels(np.asarray(labels, dtype=np.int64 if labels == [] else None), len(family.classes), where)
     if len(checked) != len(pixels):
         raise DataError(f"{where}: {len(pixels)} images but {len(checked)} labels; fetch the data again")
     return pixels.reshape(-1, 3, 32, 32), checked

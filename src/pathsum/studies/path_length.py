@@ -50,7 +50,7 @@ class PathLength:
     """From one trained network, by layer and by channel, to the same average path lengths: which is more accurate?"""
 
     data: str = "digits"
-    """digits, cifar10:PATH (parquet folder, or the official archive), or a hub id."""
+    """digits, cifar10:PATH or cifar100:PATH (parquet folder, or the official archive), or a hub id."""
     model: str | None = None
     """Your trained network: FILE.py:FUNCTION, torchvision:NAME, timm:NAME or FOLDER; by default a plain one, trained
     here."""

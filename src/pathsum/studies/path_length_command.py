@@ -32,7 +32,8 @@ class PathLengthCommand(PathLength):
     The network: your own (--model, --weights), or a plain one that is trained here, RepVGG with its branches folded.
 
     Presets: smoke (under a minute, digits), small (two cores, half an hour from a CIFAR ResNet-20; needs --data),
-    paper (60 epochs a point, a GPU). The other options begin as the preset has them.
+    paper (60 epochs a point, a GPU; --data cifar100:PATH or cifar10:PATH). The other options begin as the preset has
+    them.
 
     Examples:
       pathsum study path-length-vs-accuracy --preset smoke
@@ -63,7 +64,9 @@ class PathLengthCommand(PathLength):
         study = part(self, PathLength)
         study.validate()
         if not study.data:
-            raise PathsumError("this preset needs CIFAR-10; give it as --data cifar10:PATH")
+            raise PathsumError(
+                "this preset needs CIFAR-10 or CIFAR-100; give it as --data cifar10:PATH or cifar100:PATH"
+            )
         if self.workers is not None and self.workers < 1:
             raise PathsumError(f"--workers is {self.workers}, expected 1 or more")
         if not {path.name for path in self.out.glob("*")} <= {"runs"}:
