@@ -110,6 +110,7 @@ class LinearizeCommand(LinearizeOptions, TrainOptions):
         write_atomic(out / HISTORY, result.history_table().to_csv(index=False))
         show(console, result)
         console.print(f"Slopes, weights, tables: {out}", soft_wrap=True)
+        console.print(f"Next: pathsum merge {self.model} {out}, with the same --data and --weights", soft_wrap=True)
         return 0
 
     def images(self, target: Target, device: str) -> Dataset:

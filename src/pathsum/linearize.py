@@ -121,7 +121,7 @@ def run_linearize(
     progress: bool | None = None,
 ) -> Linearized:
     """`linearize` with its options in one object, as the command line has them."""
-    model = prepare(net, data, options, train, alpha=alpha, teacher=teacher)
+    model = prepare(net, data, options, train, alpha=alpha, teacher=teacher, progress=progress)
     with fixed_weights(model.net, fixed=not options.cotrain):
         fit = run_training(SlopeTraining, model, data, train, out=out, resume=resume, progress=progress)
     if out is not None and (Path(out) / RECORD).is_file():  # also where the run was finished before
@@ -137,6 +137,7 @@ def prepare(
     *,
     alpha: Alpha | Linearized | str | Path | None = None,
     teacher: nn.Module | None = None,
+    progress: bool | None = None,
 ) -> Slopes:
     """A copy of the network with its slopes, ready to be trained; refuses what cannot work."""
     if teacher is not None and not options.distill:
@@ -171,7 +172,7 @@ def prepare(
         model.rest_if_met()
     if options.saliency and not model.met:
         felt = data.train.images[:FELT].to(x.device)
-        model.weigh(normalize_images(felt, data.mean, data.std, dtype=x.dtype))
+        model.weigh(normalize_images(felt, data.mean, data.std, dtype=x.dtype), progress=progress)
     if teach is not None:
         model.teach = logits_of(teach, alpha if teacher is None else None, knobbed, x)
     model.config = {

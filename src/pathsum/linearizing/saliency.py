@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..progress import track
 from ..recording import Recorder
 from .layout import Site
 
@@ -15,7 +16,12 @@ PIECE = 32  # images at a time
 
 
 def felt(
-    logits: Callable[[Tensor, list[Tensor]], Tensor], slopes: Sequence[Tensor], x: Tensor, *, by_sample: bool
+    logits: Callable[[Tensor, list[Tensor]], Tensor],
+    slopes: Sequence[Tensor],
+    x: Tensor,
+    *,
+    by_sample: bool,
+    progress: bool | None = None,
 ) -> Tensor:
     """Σₖ Var(∂zₖ/∂α) over images x (N, C, H, W), for all slopes in one row, float64, ≥ 0.
 
@@ -27,7 +33,8 @@ def felt(
     `logits(x, α)` with α of shape (N, …), one for each image, if `by_sample`; else images go one at a time.
     """
     first = second = torch.zeros((), dtype=torch.float64, device=x.device)
-    for images in x.split(PIECE if by_sample else 1):
+    pieces = x.split(PIECE if by_sample else 1)
+    for images in track(pieces, "what the logits feel of each slope", total=len(pieces), show=progress):
         copies = [slope.detach().repeat(len(images), *(1,) * slope.ndim).requires_grad_() for slope in slopes]
         z = logits(images, copies)
         rows = directions(z.shape[1]).to(z) @ (z - z.mean(1, keepdim=True)).T

@@ -73,16 +73,17 @@ class Slopes(nn.Module):
         """Whether there is a budget, and it is met."""
         return bool(self.control[3])
 
-    def weigh(self, x: Tensor) -> None:
+    def weigh(self, x: Tensor, *, progress: bool | None = None) -> None:
         """Divide each slope's prior by how much the logits of images x feel it, times what it counts in the budget.
 
         The divisor is 1/`LEAST` of its median at least; the priors of the slopes that are not linear keep their mean.
         """
         parts = [p.view(site.slopes or ()) for p, site in zip(self._split(), self.chosen, strict=True)]
         try:
-            sensed = felt(self._logits, parts, x, by_sample=samples_first(self.chosen, self.recorder))
+            by_sample = samples_first(self.chosen, self.recorder)
+            sensed = felt(self._logits, parts, x, by_sample=by_sample, progress=progress)
         except LambdaError:  # an axis of length 1 before that of the samples
-            sensed = felt(self._logits, parts, x, by_sample=False)
+            sensed = felt(self._logits, parts, x, by_sample=False, progress=progress)
         free = self.slopes.detach() != 1
         some = sensed[free & (sensed > 0)]
         if len(some):
