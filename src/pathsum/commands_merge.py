@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -125,12 +124,13 @@ def with_accuracies(merged: Merged, before: Any, data: Dataset) -> pd.DataFrame:
 
 def save(merged: Merged, table: pd.DataFrame, out: Path) -> list[str]:
     """Write module and tables; returns the files."""
+    from pathsum.merging.merged import writes_onnx
     from pathsum.storage import write_atomic
 
     tables = {REPORT: table, LAYERS: merged.decision_table(), UNITS: merged.units}
     for name, each in tables.items():
         write_atomic(out / name, each.to_csv(index=name == REPORT))
-    kinds = [".pt2", ".onnx"] if find_spec("onnx") and find_spec("onnxscript") else [".pt2"]
+    kinds = [".pt2", ".onnx"] if writes_onnx() else [".pt2"]
     return [merged.saved(out / f"merged{kind}").name for kind in kinds] + list(tables)
 
 

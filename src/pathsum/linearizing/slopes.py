@@ -78,7 +78,8 @@ class Slopes(nn.Module):
 
         The divisor is 1/`LEAST` of its median at least; the priors of the slopes that are not linear keep their mean.
         """
-        parts = [p.view(site.slopes or ()) for p, site in zip(self._split(), self.chosen, strict=True)]
+        flat = self.slopes.detach().split(self.sizes)
+        parts = [p.view(site.slopes or ()) for p, site in zip(flat, self.chosen, strict=True)]
         try:
             by_sample = samples_first(self.chosen, self.recorder)
             sensed = felt(self._logits, parts, x, by_sample=by_sample, progress=progress)
@@ -92,10 +93,6 @@ class Slopes(nn.Module):
             if self.budget is not None:
                 weights = weights * self.budget.prices(self.sizes, weights.device)
             self.prior.mul_(weights / weights[free].mean())
-
-    def _split(self) -> tuple[Tensor, ...]:
-        """The slopes of each chosen unit, flat."""
-        return self.slopes.detach().split(self.sizes)
 
     def _logits(self, x: Tensor, slopes: Sequence[Tensor]) -> Tensor:
         """Under α of the chosen units, (N, …) with one for each image, or (1, …)."""

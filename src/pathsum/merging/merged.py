@@ -118,7 +118,7 @@ class Merged:
             raise OutputError(f"{path} has no known suffix: .onnx, or .pt2 for torch.export")
         if not path.parent.is_dir():
             raise OutputError(f"there is no folder {path.parent} to write {path.name} to")
-        if path.suffix == ".onnx" and not (find_spec("onnx") and find_spec("onnxscript")):
+        if path.suffix == ".onnx" and not writes_onnx():
             raise OutputError(f"to write {path.name} torch needs onnx and onnxscript: pip install 'pathsum[onnx]'")
         with warnings.catch_warnings(), silent("torch.onnx"):
             warnings.simplefilter("ignore")  # of torch's exporter, about its own calls
@@ -128,6 +128,11 @@ class Merged:
             else:
                 torch.onnx.export(program, f=path, dynamo=True, external_data=False, verbose=False)
         return path
+
+
+def writes_onnx() -> bool:
+    """Whether what torch needs for ONNX files is installed."""
+    return bool(find_spec("onnx") and find_spec("onnxscript"))
 
 
 @contextmanager
