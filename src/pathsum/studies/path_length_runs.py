@@ -34,7 +34,8 @@ from pathsum.unit_spectrum import unit_spectrum
 
 ROW = "point.json"
 COOLING = 0.8  # share of the plain network's training after which the rate is a tenth
-CALIBRATION = 4096  # training images for batch norms, at most
+FOLDED = 2048  # training images for the batch norms of a folded network, all at once
+CALIBRATION = 4096  # training images for batch norms taken anew, at most
 WATCHED = 500  # test images for the rows along the way; the points are tested on all
 Job = tuple[str, int] | Point  # ("start", seed), or a point
 
@@ -136,7 +137,7 @@ def train_start(
         done = end
         for kept in study.start_at:
             if max(1, round(kept * total)) == end:
-                images = data.train.images[:CALIBRATION]
+                images = data.train.images[:FOLDED]
                 plain = net.eval().fold(normalize(images, data.mean, data.std))
                 save_model(root / Spot("plain", kept, seed).name, plain)
 
