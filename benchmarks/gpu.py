@@ -32,11 +32,11 @@ from pathsum.data import Dataset
 from pathsum.nets.tower import ResidualTower
 from pathsum.train import TrainConfig, fit, fit_stack
 from pathsum.training.contexts import tensor_cores
+from pathsum.training.convolutions import grouped
 from pathsum.training.graphs import Captured
 from pathsum.training.monitor import CHECK
 from pathsum.training.record import Record
 from pathsum.training.stacked import Program
-from pathsum.training.stacking import grouped
 
 from .timing import RESULTS, hardware, rows, save
 from .training import noise

@@ -16,10 +16,11 @@ from pathsum.nets.mlp import ResidualMLP
 from pathsum.nets.tower import ResidualTower
 from pathsum.train import WALL_CLOCK, TrainConfig, fit, fit_stack, stack_key
 from pathsum.training import stacked
+from pathsum.training.convolutions import each, grouped
 from pathsum.training.loop import Training
 from pathsum.training.stackdata import StackedData
 from pathsum.training.stacked import Program
-from pathsum.training.stacking import StackedTower, each, grouped
+from pathsum.training.stacking import StackedTower
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -47,23 +47,22 @@ class StackedData:
 
     def _images(self, split: Split, rows_GB: Tensor, step: int | None = None) -> tuple[Tensor, Tensor]:
         """The images in these rows, augmented for a step, and their labels."""
-        num, device = len(rows_GB), split.images.device
-        rows_GB = send(rows_GB, device)
-        images = split.images[rows_GB.flatten()]
+        num, size = rows_GB.shape
+        rows_GB = send(rows_GB, split.images.device)
+        images = split.images[rows_GB.t().flatten()]  # those of one image of the stack one after the other
         if step is not None:
-            chance = self._draw(step, rows_GB.shape[1])
+            chance = self._draw(step, size)
             images = crop(images, chance, self.pad)
             images = images if self.common.crop_scale is None else _enlarge(images, chance)
-        images_BHWGC = images.unflatten(0, rows_GB.shape).permute(1, 3, 4, 0, 2)
-        stacked = images_BHWGC.flatten(3).permute(0, 3, 1, 2)
+        stacked = images.view(size, -1, *images.shape[2:]).contiguous(memory_format=torch.channels_last)
         x = normalize(stacked, self.data.mean * num, self.data.std * num, dtype=self.dtype)
         return x, split.labels[rows_GB]
 
     def _draw(self, step: int, num: int) -> Draw:
-        """Every network's own augmentation."""
+        """Every network's own augmentation, in the order of the images."""
         options: dict[str, Any] = {"crop_pad": self.pad, "flip": self.data.flip, "scale": self.common.crop_scale}
         draws = [draw(num, generator=seeded(c.seed, "augment", step), **options) for c in self.configs]
-        return Draw(*(torch.cat([getattr(one, field.name) for one in draws]) for field in fields(Draw)))
+        return Draw(*(torch.stack([getattr(d, f.name) for d in draws], 1).flatten(0, 1) for f in fields(Draw)))
 
     @torch.no_grad()
     def evaluate(self, tower: StackedTower, split: str, stopped: Callable[[], Any]) -> list[tuple[float, float]] | None:

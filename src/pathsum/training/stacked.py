@@ -20,6 +20,7 @@ from pathsum.nets.tower import ResidualTower
 from pathsum.progress import bar
 from pathsum.runs import differences
 from pathsum.training.contexts import autocast, generators, interruptible, tensor_cores, threads
+from pathsum.training.convolutions import Convolution, each, grouped
 from pathsum.training.evaluation import placement
 from pathsum.training.graphs import Captured, quickest
 from pathsum.training.monitor import CHECK
@@ -28,7 +29,7 @@ from pathsum.training.options import TrainConfig
 from pathsum.training.record import Record
 from pathsum.training.result import FitResult
 from pathsum.training.stackdata import StackedData
-from pathsum.training.stacking import Convolution, StackedTower, each, grouped
+from pathsum.training.stacking import StackedTower
 from pathsum.training.updates import StackedOptimizer
 from pathsum.training.watch import observe
 

@@ -10,7 +10,7 @@ gets bitwise the same weights whichever company it has (where its width is a mul
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,21 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathsum.nets.tower import MeanPool, ResidualTower, SamePool
+from pathsum.training.convolutions import Block, Convolution, Stem, grouped
 
 LANES = 16  # numbers in the widest vector register; what is left over after whole ones may round otherwise
-
-Convolution = Callable[[Tensor, Tensor, nn.Conv2d, int], Tensor]
-
-
-def grouped(x: Tensor, weight: Tensor, layer: nn.Conv2d, num: int) -> Tensor:
-    """The convolutions of `num` networks as one with so many groups."""
-    return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, num)
-
-
-def each(x: Tensor, weight: Tensor, layer: nn.Conv2d, num: int) -> Tensor:
-    """The same one by one."""
-    parts = zip(x.chunk(num, 1), weight.chunk(num), strict=True)
-    return torch.cat([grouped(part, w, layer, 1) for part, w in parts], 1)
 
 
 class Shift(torch.autograd.Function):
@@ -118,13 +106,8 @@ class StackedTower:
         if self.slots > self.num:
             x = F.pad(x, (0, 0, 0, 0, 0, x.shape[1] // self.num * (self.slots - self.num)))
             x = x.contiguous(memory_format=torch.channels_last)
-        blocks = [branch for branch in self.first.blocks if isinstance(branch, nn.Sequential)]
         z = self._layers("encoder", self.first.encoder, x, training)
-        blocked = self.blocked and self.convolution is grouped and not torch.is_autocast_enabled("cpu")
-        z = z.to_mkldnn() if blocked else z
-        for i, (branch, lam) in enumerate(zip(blocks, self.parameters["lam"].unbind(1), strict=True)):
-            z = z + self._layers(f"blocks.{i}", branch, z, training, lam)
-        z = z.to_dense().contiguous(memory_format=torch.channels_last) if blocked else z
+        z = self._blocked(z) if self.blocked and self._plain() else self._blocks(z, training)
         for name, layer in self.first.decoder.named_children():
             z = (
                 self._logits(f"decoder.{name}", z)
@@ -132,6 +115,24 @@ class StackedTower:
                 else self._layer(name, layer, z, training)
             )
         return z
+
+    def _plain(self) -> bool:
+        """Whether convolutions may take the forms that are quicker on a CPU."""
+        return self.convolution is grouped and not torch.is_autocast_enabled("cpu")
+
+    def _blocks(self, z: Tensor, training: bool) -> Tensor:
+        branches = [branch for branch in self.first.blocks if isinstance(branch, nn.Sequential)]
+        for i, (branch, lam) in enumerate(zip(branches, self.parameters["lam"].unbind(1), strict=True)):
+            z = z + self._layers(f"blocks.{i}", branch, z, training, lam)
+        return z
+
+    def _blocked(self, z: Tensor) -> Tensor:
+        """The blocks in oneDNN's layout."""
+        z = z.to_mkldnn()
+        for i, (branch, lam) in enumerate(zip(self.first.blocks, self.parameters["lam"].unbind(1), strict=True)):
+            first, second = (self.parameters[f"blocks.{i}.{name}.weight"] for name in ("conv1", "conv2"))
+            z = Block.apply(z, first, self._times(second, lam), branch.get_submodule("conv1"), self.slots)
+        return z.to_dense().contiguous(memory_format=torch.channels_last)
 
     def _layers(self, path: str, module: nn.Module, x: Tensor, training: bool, lam: Tensor | None = None) -> Tensor:
         """A chain of layers; the last one that has weights is multiplied by λ, which is linear in them."""
@@ -144,7 +145,10 @@ class StackedTower:
     def _layer(self, name: str, layer: nn.Module, x: Tensor, training: bool, lam: Tensor | None = None) -> Tensor:
         if isinstance(layer, nn.Conv2d):
             weight, bias = self._scaled(name, lam)
-            x = self.convolution(x, weight, layer, self.slots)
+            if x.device.type == "cpu" and not x.requires_grad and weight.requires_grad and self._plain():
+                x = Stem.apply(x, weight, layer, self.slots)
+            else:
+                x = self.convolution(x, weight, layer, self.slots)
             return x if bias is None else Shift.apply(x, bias)
         if isinstance(layer, nn.BatchNorm2d):
             return self._norm(name, layer, x, training, lam)

@@ -1,0 +1,46 @@
+"""The quicker forms of a stack's convolutions against autograd through the plain ones."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from pathsum.training.convolutions import Block, Stem, each, grouped
+
+
+def leaves(*shapes, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(*shape, generator=generator, dtype=dtype) for shape in shapes]
+
+
+@pytest.mark.parametrize("kernel", [3, 7])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_stem_has_the_gradient_of_its_weight(kernel, channels, layout):
+    num = 3
+    layer = nn.Conv2d(channels, 5, kernel, stride=kernel // 3, padding=kernel // 2, bias=False)
+    x, weight = leaves((4, num * channels, 9, 9), (num * 5, channels, kernel, kernel), dtype=torch.float64)
+    x, weight = x.contiguous(memory_format=layout), weight.contiguous(memory_format=layout).requires_grad_()
+    out, plain = Stem.apply(x, weight, layer, num), each(x, weight, layer, num)
+    torch.testing.assert_close(out, plain, rtol=1e-12, atol=1e-12)
+    towards = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    (found,), (expected,) = (torch.autograd.grad(y, [weight], towards) for y in (out, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+@pytest.mark.parametrize("needs", [n for n in itertools.product([False, True], repeat=3) if any(n)])
+def test_a_block_has_the_gradients_of_its_layers(needs):
+    num, width = 3, 8
+    layer = nn.Conv2d(width, width, 3, padding=1, bias=False)
+    values = leaves((4, num * width, 6, 6), *[(num * width, width, 3, 3)] * 2)
+    z, first, second = (v.requires_grad_(need) for v, need in zip(values, needs, strict=True))
+    out = Block.apply(z.to_mkldnn(), first, second, layer, num).to_dense()
+    plain = z + grouped(grouped(z, first, layer, num).relu(), second, layer, num)
+    torch.testing.assert_close(out, plain, rtol=1e-5, atol=1e-4)
+    asked = [v for v in (z, first, second) if v.requires_grad]
+    towards = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    found, expected = (torch.autograd.grad(y, asked, towards) for y in (out, plain))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
