@@ -2,12 +2,15 @@
 
 Every cell runs in a process of its own, whose peak is then its own: `process_bytes` is the most it had resident
 (on a GPU: reserved) beyond what it had before the network was built, `tensor_bytes` the most that tensors took,
-weights, gradients and momentum among them, `saved_bytes` what autograd kept of the forward pass.
+weights, gradients and momentum among them, `saved_bytes` what autograd kept of the forward pass. Rows of side
+"counted, ..." have the same `tensor_bytes` of a step on the meta device, which takes neither memory nor time: for the
+batch of 64, and for bfloat16, where a step on a CPU takes many minutes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import resource
 import subprocess
 import sys
@@ -24,7 +27,7 @@ from torch import Tensor
 import pathsum as ps
 from pathsum.allocation import freed_memory
 from pathsum.nets.memory import Mode
-from pathsum.training.estimate import estimate
+from pathsum.training.estimate import Estimate, estimate
 from pathsum.training.memory import PeakMemory, Updates, saved_bytes
 
 from .timing import rows
@@ -41,12 +44,15 @@ DEEPEST = [  # which the paper halved; without a GPU a smaller batch, whose acti
 class Trial:
     """A tower and its optimizer, to be trained step by step."""
 
-    def __init__(self, depth: int, width: int, batch: int, dtype: str, fused: bool, mode: Mode) -> None:
+    def __init__(
+        self, depth: int, width: int, batch: int, dtype: str, fused: bool, mode: Mode, device: str = DEVICE
+    ) -> None:
         kind: torch.dtype = getattr(torch, dtype)
-        self.net = ps.ResidualTower(depth, width, scale="1/sqrt(n)", seed=0).to(DEVICE, kind)
+        with torch.device(device):
+            self.net = ps.ResidualTower(depth, width, scale="1/sqrt(n)", seed=0).to(kind)
         self.net.memory = mode  # type: ignore[assignment]
-        self.x = torch.randn(batch, 3, 32, 32, device=DEVICE, dtype=kind)
-        self.y = torch.arange(batch, device=DEVICE) % 10
+        self.x = torch.randn(batch, 3, 32, 32, device=device, dtype=kind)
+        self.y = torch.arange(batch, device=device) % 10
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9, foreach=True)
         self.fused = fused
 
@@ -87,6 +93,26 @@ def measure(depth: int, repeats: int, config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def count(depth: int, config: dict[str, Any]) -> int:
+    """The most bytes that tensors took in a step, momentum there already, without doing its arithmetic."""
+    trial = Trial(depth, **config, device="meta")
+    trial.step()
+    with PeakMemory(trial.tensors()) as memory:
+        trial.step()
+    return memory.peak
+
+
+def counted(depth: int, config: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row a mode, of those that do not look at numbers."""
+    found = {mode: count(depth, {**config, "mode": mode}) for mode in ("plain", "checkpoint")}
+    seconds = {f"counted, {mode}": math.nan for mode in found}
+    made = rows("memory", case(depth, config), seconds, "counted, plain", {"depth": depth, **config})
+    for row, mode in zip(made, found, strict=True):
+        row["tensor_bytes"], row["tensor_ratio"] = found[mode], found[mode] / found["plain"]
+        row["estimated_bytes"] = guesses(depth, config)[mode].peak
+    return made
+
+
 def resident() -> int:
     """Bytes resident now; on a GPU, reserved there. The peak is counted from here: at first it is the parent's."""
     if DEVICE == "cuda":
@@ -121,27 +147,35 @@ def cell(*options: Any) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(depth: int, config: dict[str, Any], *, repeats: int) -> list[dict[str, Any]]:
-    """One row a mode, of those that fit into the memory left."""
+def case(depth: int, config: dict[str, Any]) -> str:
+    described = f"depth {depth}, width {config['width']}, batch {config['batch']}, {config['dtype']}"
+    return described + (", fused update" if config["fused"] else "")
+
+
+def guesses(depth: int, config: dict[str, Any]) -> dict[str, Estimate]:
+    """What `pathsum` says beforehand, by mode."""
     with torch.device("meta"):
         net = ps.ResidualTower(depth, config["width"])
     shape, kind = (config["batch"], 3, 32, 32), getattr(torch, config["dtype"])
-    guesses = {e.memory: e for e in estimate(net, shape, dtype=kind, fused=config["fused"])}
-    modes = [mode for mode in get_args(Mode) if 1.3 * guesses[mode].peak < room()]
-    modes = [mode for mode in modes if mode != "reverse" or kind.itemsize >= 4]
+    return {e.memory: e for e in estimate(net, shape, dtype=kind, fused=config["fused"])}
+
+
+def table(depth: int, config: dict[str, Any], *, repeats: int) -> list[dict[str, Any]]:
+    """One row a mode, of those that fit into the memory left."""
+    guessed = guesses(depth, config)
+    modes = [mode for mode in get_args(Mode) if 1.3 * guessed[mode].peak < room()]
+    modes = [mode for mode in modes if mode != "reverse" or getattr(torch, config["dtype"]).itemsize >= 4]
     found = {mode: cell(depth, repeats, {**config, "mode": mode}) for mode in modes}
     if not found:
         return []
-    case = f"depth {depth}, width {config['width']}, batch {config['batch']}, {config['dtype']}"
-    case += ", fused update" if config["fused"] else ""
     seconds = {mode: found[mode]["seconds"] for mode in modes}
-    made = rows("memory", case, seconds, modes[0], {"depth": depth, **config})
+    made = rows("memory", case(depth, config), seconds, modes[0], {"depth": depth, **config})
     for row in made:
         one, base = found[row["side"]], found[modes[0]]
         for name in ("tensor", "process", "saved"):
             row[f"{name}_bytes"] = one[f"{name}_bytes"]
             row[f"{name}_ratio"] = one[f"{name}_bytes"] / base[f"{name}_bytes"]
-        row["estimated_bytes"] = guesses[row["side"]].peak
+        row["estimated_bytes"] = guessed[row["side"]].peak
         row["reversal"] = one.get("reversal")
     return made
 
@@ -153,7 +187,8 @@ def quick_bfloat16() -> bool:
 
 def bench(*, quick: bool = False) -> list[dict[str, Any]]:
     if quick:
-        return table(20, {**THIN, "width": 8, "batch": 16}, repeats=1)
+        small = {**THIN, "width": 8, "batch": 16}
+        return [*table(20, small, repeats=1), *counted(20, small)]
     found = []
     for config in (THIN, WIDE_BATCH):
         for depth in (10, 100, 1000):
@@ -162,6 +197,8 @@ def bench(*, quick: bool = False) -> list[dict[str, Any]]:
         if config["dtype"] == "bfloat16" and not quick_bfloat16():
             continue  # emulated, a step takes many minutes
         found += table(1000, config, repeats=1)
+    for config in DEEPEST:
+        found += counted(1000, {**config, "batch": 64})
     return found
 
 

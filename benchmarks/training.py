@@ -161,7 +161,7 @@ def single(batch: int, steps: int, repeats: int) -> list[dict[str, Any]]:
 
 
 def bench(*, quick: bool = False) -> list[dict[str, Any]]:
-    steps, repeats = (4, 1) if quick else (40, 5)
+    steps, repeats = (4, 1) if quick else (100, 3)
     found = []
     for batch in (16, 64):
         found += stacking(batch, steps, repeats)
