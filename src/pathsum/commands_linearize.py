@@ -43,7 +43,7 @@ class LinearizeCommand(LinearizeOptions, TrainOptions):
     model: str
     """The trained network: FOLDER, FILE.py:FUNCTION, torchvision:NAME, timm:NAME or hf:NAME."""
     data: str | None = None
-    """digits, or CIFAR-10: cifar10:PATH, or a hub id. A checkpoint of pathsum may know."""
+    """digits, cifar10:PATH, cifar100:PATH, or a hub id. A checkpoint of pathsum may know."""
     weights: Path | None = None
     """A .safetensors file for a MODEL that takes one."""
     lr: float = 0.01

@@ -41,7 +41,7 @@ class MergeCommand:
     linearized: Path
     """A folder that pathsum linearize wrote for it."""
     data: str | None = None
-    """digits, or CIFAR-10: cifar10:PATH, or a hub id. A checkpoint of pathsum may know."""
+    """digits, cifar10:PATH, cifar100:PATH, or a hub id. A checkpoint of pathsum may know."""
     weights: Path | None = None
     """A .safetensors file for a MODEL that takes one: its accuracy is the one before."""
     mean: tuple[float, ...] | None = None

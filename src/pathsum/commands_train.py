@@ -62,7 +62,7 @@ class TrainCommand(TrainOptions):
     """Train this network on, a folder that pathsum wrote (train, grow), with the optimizer's memory if it is there;
     depth, width and all else of the network are then its own."""
     data: str = "digits"
-    """digits, or CIFAR-10: cifar10:PATH (parquet folder, or the official archive), or a hub id."""
+    """digits, cifar10:PATH or cifar100:PATH (parquet folder, or the official archive), or a hub id."""
     train_limit: int | None = None
     """Train on a random subset of so many images, classes balanced."""
     test_limit: int | None = None

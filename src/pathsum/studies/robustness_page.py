@@ -214,7 +214,9 @@ def draw(study: RobustnessStudy, table: pd.DataFrame, radius: Axes, length: Axes
         points = own.set_index(["seed", "share"])["percent"]
         both = points.index.intersection(clean.index)
         accuracy.plot(clean[both], points[both], "o", color=COLORS[arm], label=NAMES[arm])
-    radius.set(xlabel="radius ε (1 is white)", ylabel="accuracy under PGD (%)", ylim=(-2, 102))
+    for ax in (radius, length, accuracy):
+        ax.set_ylabel("accuracy under PGD (%)")
+    radius.set(xlabel="radius ε (1 is white)", ylim=(-2, 102))
     radius.set_title(f"{study.lengths[-1]:g} of the path length")
     length.set(xlabel="average path length", ylim=(-2, 102), title=f"ε = {middle:.3g}")
     accuracy.set(xlabel="accuracy without attack (%)", title=f"ε = {middle:.3g}")
