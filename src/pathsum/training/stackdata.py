@@ -17,7 +17,7 @@ from pathsum.training.evaluation import to_device
 from pathsum.training.options import TrainConfig
 from pathsum.training.stacking import StackedTower
 
-CHUNK = 32  # images of a network at a time in evaluations: the maps of all networks are to stay in a CPU's cache
+CHUNK = 64  # images of a network at a time in evaluations: the maps of all networks are to stay in a CPU's cache
 
 
 class StackedData:
