@@ -86,8 +86,8 @@ def augment(
         )
     check_augmentation(crop_pad, scale)
     chance = draw(len(images), generator=generator, crop_pad=crop_pad, flip=flip, scale=scale)
-    images = _crop(images, chance, crop_pad)
-    return images if scale is None else _enlarge(images, chance)
+    images = crop(images, chance, crop_pad)
+    return images if scale is None else enlarge(images, chance)
 
 
 def check_augmentation(crop_pad: int, scale: tuple[float, float] | None) -> None:
@@ -98,21 +98,18 @@ def check_augmentation(crop_pad: int, scale: tuple[float, float] | None) -> None
         raise DataError(f"scale is {scale}: expected (low, high) shares of the area with 0 < low <= high <= 1")
 
 
-def _crop(images: Tensor, chance: Draw, pad: int) -> Tensor:
-    """Crop and mirror every image at its own place, by one indexed read of the padded batch."""
+def crop(images: Tensor, chance: Draw, pad: int) -> Tensor:
+    """Crop every image at its own place and mirror some: whole windows of the padded batch, not pixels."""
     num, _, height, width = images.shape
     device = images.device
-    padded = F.pad(images, (pad, pad, pad, pad))
-    columns_W = torch.arange(width, device=device)
-    columns_BW = torch.where(send(chance.mirror, device)[:, None], width - 1 - columns_W, columns_W)
-    image = torch.arange(num, device=device)[:, None, None]
-    row = (send(chance.top, device)[:, None] + torch.arange(height, device=device))[:, :, None]
-    column = (send(chance.left, device)[:, None] + columns_BW)[:, None, :]
-    crop_BHWC = padded.permute(0, 2, 3, 1)[image, row, column]
-    return crop_BHWC.permute(0, 3, 1, 2).contiguous()
+    windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)  # nothing copied
+    crops = windows[torch.arange(num, device=device), :, send(chance.top, device), send(chance.left, device)]
+    mirrored = send(chance.mirror.nonzero().squeeze(1), device)
+    crops[mirrored] = crops[mirrored].flip(3)
+    return crops
 
 
-def _enlarge(images: Tensor, chance: Draw) -> Tensor:
+def enlarge(images: Tensor, chance: Draw) -> Tensor:
     """Enlarge each image's box to full size, bilinear between pixel centers."""
     height, width = images.shape[2:]
     side, corner = send(chance.side, images.device), send(chance.corner, images.device)

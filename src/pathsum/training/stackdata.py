@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathsum.data import Dataset, Split, normalize
-from pathsum.data.batching import Draw, _enlarge, check_augmentation, draw, seeded, send
+from pathsum.data.batching import Draw, check_augmentation, crop, draw, enlarge, seeded, send
 from pathsum.data.splits import balanced_rows
 from pathsum.training.evaluation import to_device
 from pathsum.training.options import TrainConfig
@@ -53,7 +53,7 @@ class StackedData:
         if step is not None:
             chance = self._draw(step, size)
             images = crop(images, chance, self.pad)
-            images = images if self.common.crop_scale is None else _enlarge(images, chance)
+            images = images if self.common.crop_scale is None else enlarge(images, chance)
         stacked = images.view(size, -1, *images.shape[2:]).contiguous(memory_format=torch.channels_last)
         x = normalize(stacked, self.data.mean * num, self.data.std * num, dtype=self.dtype)
         return x, split.labels[rows_GB]
@@ -83,17 +83,6 @@ class StackedData:
             correct += (logits.argmax(2) == labels).sum(1)
         size = every.shape[1]
         return [(a / size, b / size) for a, b in zip(loss.tolist(), correct.tolist(), strict=True)]
-
-
-def crop(images: Tensor, chance: Draw, pad: int) -> Tensor:
-    """What `pathsum.data.augment` crops and mirrors, window by window instead of pixel by pixel."""
-    num, _, height, width = images.shape
-    device = images.device
-    windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)  # nothing copied
-    crops = windows[torch.arange(num, device=device), :, send(chance.top, device), send(chance.left, device)]
-    mirrored = send(chance.mirror.nonzero().squeeze(1), device)
-    crops[mirrored] = crops[mirrored].flip(3)
-    return crops
 
 
 def _parts(split: Split, config: TrainConfig) -> tuple[Tensor, Tensor]:

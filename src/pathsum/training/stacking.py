@@ -197,7 +197,8 @@ def can_block(tower: ResidualTower, weight: Tensor) -> bool:
     config = tower.config
     plain = config["norm"] is None and config["activation"] == "relu"
     fits = weight.dtype == torch.float32 and config["width"] % 8 == 0
-    return plain and fits and weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    x86 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    return plain and fits and weight.device.type == "cpu" and x86
 
 
 def num_slots(num: int, width: int) -> int:
