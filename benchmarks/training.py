@@ -58,9 +58,9 @@ class Images(TorchDataset):
 
 def plain_loop(data: Dataset, batch: int, steps: int, workers: int) -> Callable[[], None]:
     """The loop one writes: a DataLoader, zero_grad, backward, step, and the loss looked at every step."""
-    loader = DataLoader(
-        Images(data.train), batch, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
-    )
+    # Not by fork, which may hang beside jax's threads; the round that warms up starts the workers.
+    several = {"num_workers": workers, "persistent_workers": True, "multiprocessing_context": "forkserver"}
+    loader = DataLoader(Images(data.train), batch, shuffle=True, drop_last=True, **several if workers else {})
 
     def run() -> None:
         net = ResidualTower(DEPTH, WIDTH, seed=0)
@@ -161,7 +161,7 @@ def single(batch: int, steps: int, repeats: int) -> list[dict[str, Any]]:
 
 
 def bench(*, quick: bool = False) -> list[dict[str, Any]]:
-    steps, repeats = (4, 1) if quick else (100, 3)
+    steps, repeats = (4, 1) if quick else (100, 5)
     found = []
     for batch in (16, 64):
         found += stacking(batch, steps, repeats)
