@@ -34,7 +34,8 @@ def train_with_kills(out: Path, options: list[str]) -> list[str]:
 
     def begun() -> list[int]:
         assert process.poll() is None, process.communicate()[1]
-        return (store.root.is_dir() and any(store.step(config) for config in configs) and running(store)) or []
+        started = any(store.state(config) in FINISHED or store.step(config) for config in configs)
+        return running(store) if started else []
 
     kill(wait_for(begun, PATIENCE, every=LOOK)[0])
     killed.append(f"a worker, {finished()} of {len(configs)} runs finished")
