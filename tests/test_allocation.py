@@ -1,51 +1,76 @@
-"""Freed memory kept or returned, counted in page faults."""
+"""Freed memory kept or returned, counted in page faults.
 
+In a process of its own: one that has run other tests may have room for any tensor between what they left.
+"""
+
+import json
 import platform
 import resource
+import subprocess
+import sys
 
 import pytest
-import torch
 
 from pathsum.allocation import freed_memory
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told anything")
 PAGES = 16 * 2**20 // resource.getpagesize()
+PROGRAM = """
+import json, resource, torch
+from pathsum.allocation import freed_memory
 
-
-def faults() -> int:
-    """Page faults of ten tensors of 16 MiB, one freed before the next is made."""
+def faults():  # of ten tensors of 16 MiB, one freed before the next is made
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
         torch.zeros(4 * 2**20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-
-def test_what_is_kept_needs_no_new_pages():
-    with freed_memory("kept"):
-        faults()
-        assert faults() < PAGES / 4
-
-
-def test_what_is_returned_needs_them_each_time():
+found = {}
+with freed_memory("returned"):
+    faults()
+    found["returned"] = faults()
+with freed_memory("kept"):
+    faults()
+    found["kept"] = faults()
     with freed_memory("returned"):
-        faults()
-        assert faults() > 0.9 * 10 * PAGES or huge_pages()
+        found["returned within kept"] = faults()
+    faults()
+    found["kept again"] = faults()
+try:
+    with freed_memory("returned"):
+        1 / 0
+except ZeroDivisionError:
+    pass
+with freed_memory("kept"):
+    faults()
+    found["kept after an error"] = faults()
+print(json.dumps(found))
+"""
 
 
-def test_the_inner_rule_counts_and_the_outer_comes_back():
-    with freed_memory("kept"):
-        with freed_memory("returned"):
-            assert faults() > 0.9 * 10 * PAGES or huge_pages()
-        faults()
-        assert faults() < PAGES / 4
+@pytest.fixture(scope="module")
+def faults() -> dict[str, int]:
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
-def test_an_exception_ends_it_too():
+@pytest.mark.parametrize("when", ["kept", "kept again", "kept after an error"])
+def test_what_is_kept_needs_no_new_pages(faults, when):
+    assert faults[when] < PAGES / 4
+
+
+def test_what_is_returned_needs_them_each_time(faults):
+    assert faults["returned"] > 0.9 * 10 * PAGES or huge_pages()
+
+
+def test_what_was_kept_is_returned_on_request(faults):
+    # At least once: a hole that is not at the heap's end may be used again after that.
+    assert faults["returned within kept"] > 0.9 * PAGES or huge_pages()
+
+
+def test_an_error_passes():
     with pytest.raises(ZeroDivisionError), freed_memory("returned"):
         1 / 0  # noqa: B018
-    with freed_memory("kept"):
-        faults()
-        assert faults() < PAGES / 4
 
 
 def huge_pages() -> bool:
