@@ -104,12 +104,13 @@ def count(depth: int, config: dict[str, Any]) -> int:
 
 def counted(depth: int, config: dict[str, Any]) -> list[dict[str, Any]]:
     """One row a mode, of those that do not look at numbers."""
+    guessed = guesses(depth, config)
     found = {mode: count(depth, {**config, "mode": mode}) for mode in ("plain", "checkpoint")}
     seconds = {f"counted, {mode}": math.nan for mode in found}
     made = rows("memory", case(depth, config), seconds, "counted, plain", {"depth": depth, **config})
     for row, mode in zip(made, found, strict=True):
         row["tensor_bytes"], row["tensor_ratio"] = found[mode], found[mode] / found["plain"]
-        row["estimated_bytes"] = guesses(depth, config)[mode].peak
+        row["estimated_bytes"] = guessed[mode].peak
     return made
 
 
