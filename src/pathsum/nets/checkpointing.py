@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pathsum.allocation import give_back
 from pathsum.errors import ModeError, PathsumError
 
 
@@ -85,7 +86,8 @@ def checkpointed(
     *parts, last = split(as_steps(blocks), segments)
     for part in parts:
         frozen = Frozen(part)
-        x = checkpoint(partial(run, part), x, use_reentrant=False, context_fn=partial(_contexts, frozen))
+        contexts = partial(_contexts, frozen, x.is_cpu)
+        x = checkpoint(partial(run, part), x, use_reentrant=False, context_fn=contexts)
     return run(last, x)  # the first to be differentiated: its activations would come back at once
 
 
@@ -111,9 +113,17 @@ def run(steps: Sequence[Step], x: Tensor) -> Tensor:
     return x
 
 
-def _contexts(frozen: Frozen) -> tuple[Any, Frozen]:
+def _contexts(frozen: Frozen, on_cpu: bool) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """The contexts of the first run and of the second, as torch asks for them."""
-    return nullcontext(), frozen
+    return _roomy(nullcontext(), on_cpu), _roomy(frozen, on_cpu)
+
+
+@contextmanager
+def _roomy(inner: AbstractContextManager[None], on_cpu: bool) -> Iterator[None]:
+    if on_cpu:
+        give_back()  # what was freed before, in sizes that this segment may not ask for
+    with inner:
+        yield
 
 
 def _copy(buffer: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pathsum.allocation import give_back
 from pathsum.errors import ModeError
 from pathsum.nets.checkpointing import Frozen, Step, as_steps, checkpointed, run, split
 
@@ -136,6 +137,8 @@ class Segment(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         work: Work = ctx.work
         z, y, *parameters = ctx.saved_tensors
+        if z.is_cpu:
+            give_back()
         try:
             with work.repeated():
                 found = _reverse(work, z, y, grad, parameters)
