@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -86,8 +86,7 @@ def checkpointed(
     *parts, last = split(as_steps(blocks), segments)
     for part in parts:
         frozen = Frozen(part)
-        contexts = partial(_contexts, frozen, x.is_cpu)
-        x = checkpoint(partial(run, part), x, use_reentrant=False, context_fn=contexts)
+        x = checkpoint(partial(_segment, part), x, use_reentrant=False, context_fn=partial(_contexts, frozen))
     return run(last, x)  # the first to be differentiated: its activations would come back at once
 
 
@@ -113,17 +112,15 @@ def run(steps: Sequence[Step], x: Tensor) -> Tensor:
     return x
 
 
-def _contexts(frozen: Frozen, on_cpu: bool) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts of the first run and of the second, as torch asks for them."""
-    return _roomy(nullcontext(), on_cpu), _roomy(frozen, on_cpu)
-
-
-@contextmanager
-def _roomy(inner: AbstractContextManager[None], on_cpu: bool) -> Iterator[None]:
-    if on_cpu:
+def _segment(steps: Sequence[Step], x: Tensor) -> Tensor:
+    if x.is_cpu:
         give_back()  # what was freed before, in sizes that this segment may not ask for
-    with inner:
-        yield
+    return run(steps, x)
+
+
+def _contexts(frozen: Frozen) -> tuple[Any, Frozen]:
+    """The contexts of the first run and of the second, as torch asks for them."""
+    return nullcontext(), frozen
 
 
 def _copy(buffer: Tensor) -> Tensor:
