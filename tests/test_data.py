@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import tarfile
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,15 @@ def test_digits_has_the_standard_split():
     assert z.std(correction=0).item() == pytest.approx(1, abs=1e-12)
     assert repr(data) == "Dataset(digits: 898 train, 899 test, 1×8×8, 10 classes)"
     assert load("digits", train_limit=50).mean == data.mean
+
+
+@pytest.mark.parametrize("found", [None, ModuleSpec("sklearn", None, origin=os.devnull)])
+def test_digits_come_through_scikit_learn_where_its_file_lies_elsewhere(monkeypatch, found):
+    before = load("digits")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: found)
+    after = load("digits")
+    assert torch.equal(after.train.images, before.train.images)
+    assert torch.equal(after.test.labels, before.test.labels)
 
 
 def test_hub_id_online_and_offline(tmp_path, monkeypatch, user_cache):
