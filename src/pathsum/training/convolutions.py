@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -59,8 +60,15 @@ def turned(x: Tensor, weight: Tensor, layer: nn.Conv2d, num: int) -> Tensor:
 
     In blocks of 8 channels oneDNN has a quicker kernel for that: at width 16, 122 GFLOP/s against 86 on two AVX2 cores.
     """
-    kernel = weight.unflatten(0, (num, -1)).transpose(1, 2).flip(3, 4).reshape_as(weight)
+    kernel = weight.flatten().index_select(0, _turn(weight.shape, num)).view_as(weight)
     return gradients(x, x, kernel, layer, num, (True, False))[0]
+
+
+@cache
+def _turn(shape: torch.Size, num: int) -> Tensor:
+    """Where each weight of the turned kernels comes from: one gather takes half the time of turning them."""
+    places = torch.arange(shape.numel()).view(shape)
+    return places.unflatten(0, (num, -1)).transpose(1, 2).flip(3, 4).flatten()
 
 
 class Block(torch.autograd.Function):
