@@ -48,8 +48,8 @@ def freed_memory(rule: Freed) -> Iterator[None]:
 
 
 def give_back() -> None:
-    """Return every free page to the system, unless it was asked last that they be kept, or nothing was."""
-    if _libc is not None and (not _asked or _asked[-1] != ["kept"]):
+    """Return every free page to the system, unless it was asked last that they be kept."""
+    if _libc is not None and _asked[-1:] != [["kept"]]:  # one look: another thread may empty the list
         _libc.malloc_trim(0)
 
 
