@@ -16,7 +16,7 @@ from pathsum import runs
 from pathsum.data import load
 from pathsum.errors import CheckpointError, OutputError, PathsumError
 from pathsum.nets.mlp import ResidualMLP
-from pathsum.storage import create, read_state, write_tensors
+from pathsum.storage import create, read_state, read_tensors, write_tensors
 from pathsum.store import RunConfig, Store
 from pathsum.sweeping import lease
 from pathsum.sweeping.config import key_of
@@ -291,6 +291,32 @@ def test_a_checkpoint_is_asked_for_its_step_alone(tmp_path):
     assert read_state(tmp_path / "x.safetensors") == {"step": 7}
     (tmp_path / "x.safetensors").write_bytes(b"torn")
     assert read_state(tmp_path / "x.safetensors") == {}
+
+
+def test_a_checkpoint_is_read_whole_while_it_is_replaced(tmp_path):
+    path, over = tmp_path / "x.safetensors", threading.Event()
+    contents = []
+    for number in range(20):
+        write_tensors(path, {"x": torch.full((1000 + number,), float(number))}, {"step": number})
+        contents.append(path.read_bytes())
+
+    def replace_it() -> None:
+        number = 0
+        while not over.is_set():
+            number = (number + 1) % 20
+            (tmp_path / "next").write_bytes(contents[number])
+            os.replace(tmp_path / "next", path)
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(replace_it)
+        try:
+            for _ in range(1000):
+                assert "step" in read_state(path)
+                tensors, state = read_tensors(path)
+                assert torch.equal(tensors["x"], torch.full((1000 + state["step"],), float(state["step"])))
+        finally:
+            over.set()
+        writer.result()
 
 
 # --- reading back ---

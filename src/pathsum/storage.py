@@ -161,23 +161,42 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str,
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The JSON state in a file of `write_tensors`, without its tensors; empty where there is no such file."""
-    if not path.is_file():
-        return {}
+    """The JSON state in a file of `write_tensors`, without its tensors; empty where there is no such file.
+
+    Safe beside a writer: the file is opened once ("np"; "pt" opens it twice, and may meet two files).
+    """
     library = _safetensors()
     try:
-        with library.safe_open(path, "pt") as file:
+        with library.safe_open(path, "np") as file:
             return dict(json.loads((file.metadata() or {}).get("state", "{}")))
     except (OSError, ValueError, library.SafetensorError):
         return {}
-    except RuntimeError:  # what safetensors raises where the run was finished and its file removed meanwhile
-        if path.is_file():
-            raise
-        return {}
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What tells one file at `path` from the next written there; None where there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `write_tensors` wrote, or any safetensors file (then the state is empty)."""
+    """Read what `write_tensors` wrote, or any safetensors file (then the state is empty).
+
+    Safe beside a writer: safetensors opens a file twice, so one replaced meanwhile is read again.
+    """
+    while True:
+        before = _identity(path)
+        try:
+            return _read_tensors(path)
+        except (CheckpointError, RuntimeError):  # the latter is what torch raises for a file of another size
+            if before is None or _identity(path) == before:
+                raise
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     library = _safetensors()
     try:
         with library.safe_open(path, "pt") as file:
