@@ -71,23 +71,41 @@ def _turn(shape: torch.Size, num: int) -> Tensor:
     return places.unflatten(0, (num, -1)).transpose(1, 2).flip(3, 4).flatten()
 
 
-class Block(torch.autograd.Function):
-    """`z + Conv(relu(Conv(z)))` without biases, in oneDNN's layout: what is cut or added is so in place."""
+class Blocks(torch.autograd.Function):
+    """Blocks `z + Conv(relu(Conv(z)))` without biases, one after the other, in oneDNN's layout from first to last.
+
+    What is cut or added is so in place, and one function for all spares the graph's bookkeeping at every block.
+    `weights` are those of the first block, then those of the second and so on, their λ multiplied in; where `keep`
+    is False nothing is kept for gradients.
+    """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, first: Tensor, second: Tensor, layer: nn.Conv2d, num: int) -> Tensor:
-        h = turned(z, first, layer, num).relu_()
-        ctx.save_for_backward(z, h, first, second)
+    def forward(ctx: Any, z: Tensor, layer: nn.Conv2d, num: int, keep: bool, *weights: Tensor) -> Tensor:
+        z, maps = z.to_mkldnn(), []
+        for first, second in zip(weights[::2], weights[1::2], strict=True):
+            h = turned(z, first, layer, num).relu_()
+            maps += [z, h] if keep else []
+            z = turned(h, second, layer, num).add_(z)
+        ctx.save_for_backward(*maps, *weights)
         ctx.layer, ctx.num = layer, num
-        return turned(h, second, layer, num).add_(z)
+        return z.to_dense().contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        z, h, first, second = ctx.saved_tensors
-        to_z, to_first, to_second, *_ = ctx.needs_input_grad
-        grad_h, grad_second = gradients(grad, h, second, ctx.layer, ctx.num, (to_z or to_first, to_second))
-        if grad_h is None:
-            return None, None, grad_second, None, None
-        grad_h = torch.ops.aten.threshold_backward(grad_h, h, 0)
-        grad_z, grad_first = gradients(grad_h, z, first, ctx.layer, ctx.num, (to_z, to_first))
-        return grad_z.add_(grad) if to_z else None, grad_first, grad_second, None, None
+        to_z, _, _, _, *needed = ctx.needs_input_grad
+        maps, weights = ctx.saved_tensors[: len(needed)], ctx.saved_tensors[len(needed) :]
+        found: list[Tensor | None] = [None] * len(needed)
+        into: Tensor | None = grad.to_mkldnn()
+        for i in range(len(needed) - 1, 0, -2):
+            (z, h), (first, second) = maps[i - 1 : i + 1], weights[i - 1 : i + 1]
+            below = to_z or any(needed[: i - 1])
+            options = ctx.layer, ctx.num
+            into_h, found[i] = gradients(into, h, second, *options, (below or needed[i - 1], needed[i]))
+            if into_h is None:
+                break
+            into_h = torch.ops.aten.threshold_backward(into_h, h, 0)
+            into_z, found[i - 1] = gradients(into_h, z, first, *options, (below, needed[i - 1]))
+            if into_z is None:
+                break
+            into = into_z.add_(into)
+        return (into.to_dense() if to_z else None), None, None, None, *found

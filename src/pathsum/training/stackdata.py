@@ -69,7 +69,7 @@ class StackedData:
         """Each network's mean loss and accuracy on `"test"` or `"val"`; None as soon as `stopped()`."""
         num = len(self.configs)
         images = self.test if split == "test" else self.train
-        every = torch.arange(len(self.test)).expand(num, -1) if split == "test" else torch.stack(self.held_out)
+        every = torch.arange(len(self.test)).unsqueeze(0) if split == "test" else torch.stack(self.held_out)
         loss = torch.zeros(num, dtype=torch.float64, device=images.images.device)
         correct = torch.zeros(num, dtype=torch.int64, device=images.images.device)
         chunk = self.common.eval_batch_size if loss.is_cuda else min(self.common.eval_batch_size, CHUNK)
@@ -77,6 +77,7 @@ class StackedData:
             if stopped():
                 return None
             x, labels = self._images(images, rows)
+            labels = labels.expand(num, -1)  # all see the same test images
             logits = tower(x, training=False).to(self.dtype)
             losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             loss += losses.view_as(labels).sum(1)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pathsum.nets.tower import MeanPool, ResidualTower, SamePool
-from pathsum.training.convolutions import Block, Convolution, Stem, grouped
+from pathsum.training.convolutions import Blocks, Convolution, Stem, grouped
 
 LANES = 16  # numbers in the widest vector register; what is left over after whole ones may round otherwise
 
@@ -41,7 +41,7 @@ class Shift(torch.autograd.Function):
 
 
 class StackedTower:
-    """G towers as one: images `(B, G·C, H, W)` to logits `(G, B, classes)`.
+    """G towers as one: images `(B, G·C, H, W)` to logits `(G, B, classes)`; `(B, C, H, W)` are seen by all.
 
     While it lives, the towers' parameters and buffers are views into the stack's tensors; `release` gives them
     memory of their own again. `parameters` are the stack's leaves, by the names they have in a tower, with the
@@ -103,7 +103,8 @@ class StackedTower:
         return {name: p for name, p in self.parameters.items() if p.requires_grad and p.numel()}
 
     def __call__(self, x: Tensor, *, training: bool) -> Tensor:
-        if self.slots > self.num:
+        shared = not training and x.shape[1] == self.first.config["in_channels"]
+        if self.slots > self.num and not shared:
             x = F.pad(x, (0, 0, 0, 0, 0, x.shape[1] // self.num * (self.slots - self.num)))
             x = x.contiguous(memory_format=torch.channels_last)
         z = self._layers("encoder", self.first.encoder, x, training)
@@ -128,11 +129,12 @@ class StackedTower:
 
     def _blocked(self, z: Tensor) -> Tensor:
         """The blocks in oneDNN's layout."""
-        z = z.to_mkldnn()
-        for i, (branch, lam) in enumerate(zip(self.first.blocks, self.parameters["lam"].unbind(1), strict=True)):
+        weights = []
+        for i, lam in enumerate(self.parameters["lam"].unbind(1)):
             first, second = (self.parameters[f"blocks.{i}.{name}.weight"] for name in ("conv1", "conv2"))
-            z = Block.apply(z, first, self._times(second, lam), branch.get_submodule("conv1"), self.slots)
-        return z.to_dense().contiguous(memory_format=torch.channels_last)
+            weights += [first, self._times(second, lam)]
+        layer = self.first.blocks[0].get_submodule("conv1")
+        return Blocks.apply(z, layer, self.slots, torch.is_grad_enabled(), *weights)
 
     def _layers(self, path: str, module: nn.Module, x: Tensor, training: bool, lam: Tensor | None = None) -> Tensor:
         """A chain of layers; the last one that has weights is multiplied by λ, which is linear in them."""
@@ -145,10 +147,11 @@ class StackedTower:
     def _layer(self, name: str, layer: nn.Module, x: Tensor, training: bool, lam: Tensor | None = None) -> Tensor:
         if isinstance(layer, nn.Conv2d):
             weight, bias = self._scaled(name, lam)
+            groups = x.shape[1] // layer.in_channels  # one where all see the same images, else a slot's each
             if x.device.type == "cpu" and not x.requires_grad and weight.requires_grad and self._plain():
-                x = Stem.apply(x, weight, layer, self.slots)
+                x = Stem.apply(x, weight, layer, groups)
             else:
-                x = self.convolution(x, weight, layer, self.slots)
+                x = self.convolution(x, weight, layer, groups)
             return x if bias is None else Shift.apply(x, bias)
         if isinstance(layer, nn.BatchNorm2d):
             return self._norm(name, layer, x, training, lam)
