@@ -4,6 +4,7 @@ import itertools
 import math
 import os
 import signal
+import threading
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from pathsum.data import Dataset, Split, batches, load
 from pathsum.errors import CheckpointError, PathsumError
 from pathsum.nets.mlp import ResidualMLP
 from pathsum.nets.tower import ResidualTower
+from pathsum.storage import read_state
 from pathsum.train import WALL_CLOCK, TrainConfig, fit, fit_stack, stack_key
 from pathsum.training import stacked
 from pathsum.training.convolutions import each, grouped
@@ -308,6 +310,86 @@ def test_another_configuration_is_refused_by_its_folder(digits, tmp_path):
     fit_stack([tower(0), tower(1)], digits, [config(steps=2), config(steps=2)], outs=outs)
     with pytest.raises(CheckpointError, match=r"train\.lr: 0\.05 -> 0\.2"):
         fit_stack([tower(0), tower(1)], digits, [config(steps=2), config(0.2, steps=2)], outs=outs)
+
+
+# --- two programs side by side ---
+
+
+def test_a_stack_on_two_threads_is_two_programs_and_changes_no_bit(digits, monkeypatch):
+    """Whichever company, and whether one program or two: also beside networks that overflow, which leave one half."""
+    original, programs = stacked.Program, []
+
+    def program(records, *rest):
+        programs.append((threading.current_thread(), len(records), torch.get_num_threads()))
+        return original(records, *rest)
+
+    monkeypatch.setattr(stacked, "Program", program)
+    lrs = (0.05, 1e25, 0.05, 0.02, 0.05, 1e25, 0.03)
+
+    def run(num, threads):
+        programs.clear()
+        models = [tower(i, width=8, scale="learned:1/n") for i in range(num)]
+        configs = [config(lr, seed=i, val_size=40, threads=threads) for i, lr in enumerate(lrs[:num])]
+        results = fit_stack(models, digits, configs)
+        return models, [result.status for result in results], [timeless(result) for result in results]
+
+    models, states, rows = run(7, 1)
+    assert [place[1:] for place in programs] == [(7, 1), (5, 1)]
+    assert states.count("diverged") == 2
+    for num, shares in (
+        (7, {(4, 1), (3, 1), (1, 1)}),
+        (4, {(2, 1), (1, 1)}),
+        (3, {(2, 1), (1, 1)}),
+        (2, {(2, 1), (1, 1)}),
+    ):
+        others, again, found = run(num, 2)
+        assert {place[1:] for place in programs} == shares
+        assert len({place[0] for place in programs}) == (2 if num > 2 else 1)
+        assert (again, found) == (states[:num], rows[:num])
+        assert all(same_state(others[i], models[i]) for i in range(num) if states[i] == "done")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_both_programs(digits, tmp_path, monkeypatch, number):
+    configs = [config(seed=i, threads=2) for i in range(4)]
+    outs = [tmp_path / str(i) for i in range(4)]
+    whole = fit_stack([tower(i) for i in range(4)], digits, configs)
+    signal_at(monkeypatch, 16, number)
+    first = fit_stack([tower(i) for i in range(4)], digits, configs, outs=outs)
+    assert [(result.status, result.reason) for result in first] == [("interrupted", number.name)] * 4
+    second = fit_stack([tower(i) for i in range(4)], digits, configs, outs=outs)
+    assert [timeless(result) for result in second] == [timeless(result) for result in whole]
+
+
+def test_what_fails_in_one_program_stops_the_other(digits, tmp_path, monkeypatch):
+    """The other has its checkpoints, and the error is the first one's."""
+    configs = [config(seed=i, steps=3000, eval_every=3000, threads=2) for i in range(4)]
+    outs = [tmp_path / str(i) for i in range(4)]
+    original = Program._take
+
+    def take(self, x, y):
+        if self.step == 16 and self.records[0].config.seed == 0:
+            raise RuntimeError("pulled the plug")
+        original(self, x, y)
+
+    monkeypatch.setattr(Program, "_take", take)
+    with pytest.raises(RuntimeError, match="pulled the plug"):
+        fit_stack([tower(i) for i in range(4)], digits, configs, outs=outs)
+    saved = [read_state(out / "checkpoint.safetensors").get("step", 0) for out in outs]
+    assert saved[0] == saved[2] == 0
+    assert 0 < saved[1] == saved[3] < 3000
+
+
+def test_an_interrupt_without_folders_stops_both_programs(digits, monkeypatch):
+    number = threading.active_count()
+    signal_at(monkeypatch, 16, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit_stack(
+            [tower(i) for i in range(4)],
+            digits,
+            [config(seed=i, steps=100_000, eval_every=100_000, threads=2) for i in range(4)],
+        )
+    assert threading.active_count() == number
 
 
 # --- no trace, and what is refused ---

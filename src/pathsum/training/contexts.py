@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from pathsum.training.options import Precision
+
+T = TypeVar("T")
+POLL = 0.5  # seconds
 
 
 @contextmanager
@@ -51,6 +56,28 @@ def threads(number: int | None) -> Iterator[None]:
     finally:
         if number is not None:
             torch.set_num_threads(before)
+
+
+def side_by_side(works: Sequence[Callable[[], T]], signals: list[int]) -> list[T]:
+    """Do each work in a thread of its own, a single one here; raises what the first to fail raised.
+
+    `signals` stops them all, if they look: on a failure or an interrupt it gets an entry.
+    """
+    if len(works) == 1:
+        return [works[0]()]
+    with ThreadPoolExecutor(len(works)) as pool:
+        futures = [pool.submit(work) for work in works]
+        try:
+            # Not without a limit: on some systems nothing interrupts a waiting main thread.
+            while wait(futures, POLL, FIRST_EXCEPTION).not_done:
+                if any(future.done() and future.exception() for future in futures):
+                    break
+        except BaseException:
+            signals.append(signal.SIGINT)
+            raise
+        if any(future.done() and future.exception() for future in futures):
+            signals.append(signal.SIGTERM)
+    return [future.result() for future in futures]
 
 
 def generators(device: torch.device) -> list[torch.Generator]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from pathsum.errors import PathsumError
 from pathsum.nets.tower import ResidualTower
 from pathsum.progress import bar
 from pathsum.runs import differences
-from pathsum.training.contexts import autocast, generators, interruptible, tensor_cores, threads
+from pathsum.training.contexts import autocast, generators, interruptible, side_by_side, tensor_cores, threads
 from pathsum.training.convolutions import Convolution, each, grouped
 from pathsum.training.evaluation import placement
 from pathsum.training.graphs import Captured, quickest
@@ -72,10 +74,13 @@ def fit_stack(
 ) -> list[FitResult]:
     """Train several towers in place as one program, each by its own `config`; the results in the same order.
 
+    On a CPU with an even number of threads the networks are dealt to two such programs, which run side by side.
+
     Every network sees the batches it would see in `fit`, and ends with the same status at the same step; its numbers
     differ from `fit`'s by the rounding of sums, which training amplifies. On the CPU they are bitwise the same
     whichever networks share the stack, also where one diverges: it leaves the stack, and the rest goes on. (Widths
-    that are multiples of 4, and the same number of threads.)
+    that are multiples of 4, and the same number of threads; of one and two the same.) Fewer than four networks
+    do not fill both programs.
 
     `outs` gives each network its folder, as `fit` writes it: a run may be interrupted here and continue alone or in
     another stack. `seconds` in the rows is the time of the whole stack. On a GPU the step is one CUDA graph.
@@ -101,9 +106,11 @@ def fit_stack(
                 own = [torch.Generator(g.device).manual_seed(config.seed) for g in generators(device)]
                 records[i] = Record(model, data, config, own, folders[i])
                 held.callback(records[i].close)
-        done = StackTraining(list(records.values()), data, signals).run(progress) if records else []
-        for i, result in zip(records, done, strict=True):
-            results[i] = result
+        num_parts, share = parts(len(records), configs[0], device)
+        with threads(share):
+            done = _train(list(records.values()), data, signals, num_parts, progress) if records else {}
+        for i, record in records.items():
+            results[i] = done[id(record)]
     return [result for result in results if result is not None]
 
 
@@ -130,7 +137,8 @@ def _check(
                 f"network {i} cannot share a stack with network 0 ({'; '.join(changed)}); group the runs by stack_key"
             )
     for i, (model, config) in enumerate(zip(models, configs, strict=True)):
-        check_fit(model, data, config)
+        if i == 0:  # what it looks at, all have in common
+            check_fit(model, data, config)
         check_out(config, None if outs is None else outs[i])
 
 
@@ -142,27 +150,63 @@ def _facts(model: ResidualTower, config: TrainConfig) -> dict[str, Any]:
     return dict(json.loads(json.dumps({**_shared(model, config), **facts})))
 
 
+def parts(num: int, config: TrainConfig, device: torch.device) -> tuple[int, int]:
+    """How many programs `num` networks are on `device`, side by side, and the CPU threads of each.
+
+    On a CPU with an even number of threads, two: while one is in Python or in an operation too small to share, the
+    other computes. How many threads an operation has may decide how its sums round, so each program has half of them
+    also where there are too few networks for two (a program has two slots at least). Observers take turns: one.
+    """
+    available = torch.get_num_threads()
+    if device.type != "cpu" or available % 2 or config.observe:
+        return 1, available
+    return min(2, -(-num // 2)), available // 2
+
+
+def _train(
+    records: Sequence[Record], data: Dataset, signals: list[int], num_parts: int, progress: bool | None
+) -> dict[int, FitResult]:
+    """Train all in so many programs side by side; the results by the `id` of the record."""
+    total, num_threads, one_at_a_time = sum(r.num_steps - r.step for r in records), torch.get_num_threads(), Lock()
+    shares = [records[i::num_parts] for i in range(num_parts)]  # neighbors apart: alike ones may end alike
+    at_work = [len(share) for share in shares]
+    with bar(f"training {len(records)} networks", total, show=progress) as update:
+
+        def run(part: int) -> dict[int, FitResult]:
+            def tell(steps: int, networks: int) -> None:
+                with one_at_a_time:
+                    at_work[part] = networks
+                    update(steps, networks=str(sum(at_work)))
+
+            torch.set_num_threads(num_threads)  # each Python thread has its own number
+            return StackTraining(shares[part], data, signals, tell).run()
+
+        found = side_by_side([partial(run, part) for part in range(num_parts)], signals)
+    return {key: result for part in found for key, result in part.items()}
+
+
 class StackTraining:
     """Runs of one stack key at work. Those at the same step form one program; the ones behind catch up first."""
 
-    def __init__(self, records: Sequence[Record], data: Dataset, signals: list[int]) -> None:
-        self.records, self.data, self.signals = list(records), data, signals
+    def __init__(
+        self, records: Sequence[Record], data: Dataset, signals: list[int], tell: Callable[[int, int], None]
+    ) -> None:
+        self.records, self.data, self.signals, self.tell = list(records), data, signals, tell
         self.results: dict[int, FitResult] = {}
 
-    def run(self, progress: bool | None) -> list[FitResult]:
-        """Train each to its end or verdict, or all until a signal."""
-        total = sum(record.num_steps - record.step for record in self.records)
-        with bar(f"training {len(self.records)} networks", total, show=progress) as update:
-            while not self.signals:
-                left = [record for record in self.records if record.row_is_due or not record.ended]
-                if not left:
-                    break
-                step = min(record.step for record in left)
-                until = min((record.step for record in left if record.step > step), default=left[0].num_steps)
-                Program([record for record in left if record.step == step], self.data, self.signals).run(until, update)
-                self._finish([record for record in left if record.ended and not record.row_is_due])
+    def run(self) -> dict[int, FitResult]:
+        """Train each to its end or verdict, or all until a signal; the results by the `id` of the record."""
+        while not self.signals:
+            left = [record for record in self.records if record.row_is_due or not record.ended]
+            if not left:
+                break
+            step = min(record.step for record in left)
+            until = min((record.step for record in left if record.step > step), default=left[0].num_steps)
+            program = Program([record for record in left if record.step == step], self.data, self.signals)
+            program.run(until, self.tell)
+            self._finish([record for record in left if record.ended and not record.row_is_due])
         self._finish(self.records)
-        return [self.results[id(record)] for record in self.records]
+        return self.results
 
     def _finish(self, records: Sequence[Record]) -> None:
         """Record how these ended, once."""
@@ -207,7 +251,7 @@ class Program:
     def _autocast(self) -> torch.autocast:
         return autocast(self.config.precision, self.device, cache=False)  # a graph may not keep casts
 
-    def run(self, until: int, update: Any) -> None:
+    def run(self, until: int, tell: Callable[[int, int], None]) -> None:
         """Train until one has ended, all have taken `until` steps, or a signal came."""
         try:
             while self._rows_are_written() and self._are_observed() and not self._over(until):
@@ -215,7 +259,7 @@ class Program:
                 self._take(x, y)
                 if self.step % CHECK == 0:
                     self._sync()
-                    update(CHECK * len(self.records), networks=str(len(self.records)))
+                    tell(CHECK * len(self.records), len(self.records))
                 self._checkpoint()
             self._sync()
             self._rows_are_written()
