@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pathsum.training.convolutions import Block, Stem, each, grouped
+from pathsum.training.convolutions import Blocks, Stem, each, grouped
 
 
 def leaves(*shapes, dtype=torch.float32):
@@ -30,16 +30,20 @@ def test_a_stem_has_the_gradient_of_its_weight(kernel, channels, layout):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
-@pytest.mark.parametrize("needs", [n for n in itertools.product([False, True], repeat=3) if any(n)])
-def test_a_block_has_the_gradients_of_its_layers(needs):
+@pytest.mark.parametrize("needs", [n for n in itertools.product([False, True], repeat=5) if any(n)])
+def test_blocks_have_the_gradients_of_their_layers(needs):
     num, width = 3, 8
     layer = nn.Conv2d(width, width, 3, padding=1, bias=False)
-    values = leaves((4, num * width, 6, 6), *[(num * width, width, 3, 3)] * 2)
-    z, first, second = (v.requires_grad_(need) for v, need in zip(values, needs, strict=True))
-    out = Block.apply(z.to_mkldnn(), first, second, layer, num).to_dense()
-    plain = z + grouped(grouped(z, first, layer, num).relu(), second, layer, num)
-    torch.testing.assert_close(out, plain, rtol=1e-5, atol=1e-4)
-    asked = [v for v in (z, first, second) if v.requires_grad]
+    values = leaves((4, num * width, 6, 6), *[(num * width, width, 3, 3)] * 4)
+    z, *weights = (v.requires_grad_(need) for v, need in zip(values, needs, strict=True))
+    out = Blocks.apply(z, layer, num, True, *weights)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(out, Blocks.apply(z, layer, num, False, *weights))
+    plain = z
+    for first, second in zip(weights[::2], weights[1::2], strict=True):
+        plain = plain + grouped(grouped(plain, first, layer, num).relu(), second, layer, num)
+    torch.testing.assert_close(out, plain, rtol=1e-5, atol=1e-3)
+    asked = [v for v in (z, *weights) if v.requires_grad]
     towards = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     found, expected = (torch.autograd.grad(y, asked, towards) for y in (out, plain))
     for a, b in zip(found, expected, strict=True):

@@ -95,7 +95,7 @@ class Blocks(torch.autograd.Function):
         to_z, _, _, _, *needed = ctx.needs_input_grad
         maps, weights = ctx.saved_tensors[: len(needed)], ctx.saved_tensors[len(needed) :]
         found: list[Tensor | None] = [None] * len(needed)
-        into: Tensor | None = grad.to_mkldnn()
+        into = grad.to_mkldnn()
         for i in range(len(needed) - 1, 0, -2):
             (z, h), (first, second) = maps[i - 1 : i + 1], weights[i - 1 : i + 1]
             below = to_z or any(needed[: i - 1])
