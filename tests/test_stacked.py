@@ -111,6 +111,13 @@ def test_each_network_does_what_it_does_alone(digits, dtype, norm, options):
     assert pairs[0][3].scales == (0.1, 0.7)  # trained beside learned ones, and left alone
 
 
+def test_base_models_without_blocks_are_stacked(digits):
+    configs = [config(seed=i, val_size=40) for i in range(3)]
+    results = fit_stack([tower(i, depth=0, width=8) for i in range(3)], digits, configs)
+    for i, (result, c) in enumerate(zip(results, configs, strict=True)):
+        assert_close(result, fit(tower(i, depth=0, width=8), digits, c), **CLOSE[torch.float32])
+
+
 @pytest.mark.parametrize("encoder", ["imagenet", "affine"])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_every_stem_and_activation(encoder, activation):

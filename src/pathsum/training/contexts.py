@@ -59,7 +59,7 @@ def threads(number: int | None) -> Iterator[None]:
 
 
 def side_by_side(works: Sequence[Callable[[], T]], signals: list[int]) -> list[T]:
-    """Do each work in a thread of its own, a single one here; raises what the first to fail raised.
+    """Do each work in a thread of its own, a single one here; raises what one that failed has raised.
 
     `signals` stops them all, if they look: on a failure or an interrupt it gets an entry.
     """

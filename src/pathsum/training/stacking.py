@@ -54,7 +54,7 @@ class StackedTower:
         weight = self.first.decoder.get_parameter("linear.weight")
         # A GPU promises no bits, and an empty slot would cost it what a network does.
         self.slots = self.num if weight.is_cuda else num_slots(self.num, weight.shape[1])
-        self.blocked = can_block(self.first, weight)
+        self.blocked = can_block(self.first, weight) and len(self.first.blocks) > 0
         self.parameters: dict[str, Tensor] = {}
         self.buffers: dict[str, Tensor] = {}
         for name, like in self.first.named_parameters():
