@@ -468,6 +468,9 @@ def test_what_cannot_be_stacked_is_refused(digits, tmp_path):
     checkpointed = tower(1)
     checkpointed.memory = "checkpoint"
     refused([tower(), checkpointed], two, "network 1 has memory 'checkpoint'")
+    learner = tower(scale="learned:1/n").requires_grad_(False)
+    learner.lam.requires_grad_()
+    refused([learner, tower(1).requires_grad_(False)], two, "ResidualTower has no trainable parameters")
     assert fit_stack([], digits, []) == []
 
 

@@ -68,14 +68,15 @@ def side_by_side(works: Sequence[Callable[[], T]], signals: list[int]) -> list[T
     with ThreadPoolExecutor(len(works)) as pool:
         futures = [pool.submit(work) for work in works]
         try:
-            # Not without a limit: on some systems nothing interrupts a waiting main thread.
-            while wait(futures, POLL, FIRST_EXCEPTION).not_done:
-                if any(future.done() and future.exception() for future in futures):
-                    break
+            running = True
+            while running:  # not without a limit: on some systems nothing interrupts a waiting main thread
+                done, left = wait(futures, POLL, FIRST_EXCEPTION)
+                failed = any(future.exception() for future in done)
+                running = bool(left) and not failed
         except BaseException:
             signals.append(signal.SIGINT)
             raise
-        if any(future.done() and future.exception() for future in futures):
+        if failed:
             signals.append(signal.SIGTERM)
     return [future.result() for future in futures]
 

@@ -95,11 +95,10 @@ class Blocks(torch.autograd.Function):
         to_z, _, _, _, *needed = ctx.needs_input_grad
         maps, weights = ctx.saved_tensors[: len(needed)], ctx.saved_tensors[len(needed) :]
         found: list[Tensor | None] = [None] * len(needed)
-        into = grad.to_mkldnn()
+        into, options = grad.to_mkldnn(), (ctx.layer, ctx.num)
         for i in range(len(needed) - 1, 0, -2):
             (z, h), (first, second) = maps[i - 1 : i + 1], weights[i - 1 : i + 1]
             below = to_z or any(needed[: i - 1])
-            options = ctx.layer, ctx.num
             into_h, found[i] = gradients(into, h, second, *options, (below or needed[i - 1], needed[i]))
             if into_h is None:
                 break

@@ -22,8 +22,7 @@ from pathsum.training.state import adopt, load_memory
 
 def check_fit(model: nn.Module, data: Dataset, config: TrainConfig) -> None:
     """Raise `DataError` or `PathsumError` where `fit` could not start; runs the model on one image."""
-    if not any(p.requires_grad for p in model.parameters()):
-        raise PathsumError(f"{type(model).__name__} has no trainable parameters; nothing to fit")
+    check_trainable(model)
     if not 0 <= config.val_size < len(data.train):
         raise DataError(
             f"val_size is {config.val_size}, expected less than the {len(data.train)} training images of "
@@ -41,6 +40,12 @@ def check_fit(model: nn.Module, data: Dataset, config: TrainConfig) -> None:
         raise DataError(
             f"the model cannot take the images of {data.name}, of shape {data.shape} ({why}); build it for that shape"
         ) from error
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Raise `PathsumError` where there is nothing to train."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise PathsumError(f"{type(model).__name__} has no trainable parameters; nothing to fit")
 
 
 def check_out(config: TrainConfig, out: str | Path | None) -> None:

@@ -26,7 +26,7 @@ from pathsum.training.convolutions import Convolution, each, grouped
 from pathsum.training.evaluation import placement
 from pathsum.training.graphs import Captured, quickest
 from pathsum.training.monitor import CHECK
-from pathsum.training.opening import check_fit, check_out, open_folder
+from pathsum.training.opening import check_fit, check_out, check_trainable, open_folder
 from pathsum.training.options import TrainConfig
 from pathsum.training.record import Record
 from pathsum.training.result import FitResult
@@ -136,9 +136,10 @@ def _check(
             raise PathsumError(
                 f"network {i} cannot share a stack with network 0 ({'; '.join(changed)}); group the runs by stack_key"
             )
+    if models:  # what else it looks at, all have in common
+        check_fit(models[0], data, configs[0])
     for i, (model, config) in enumerate(zip(models, configs, strict=True)):
-        if i == 0:  # what it looks at, all have in common
-            check_fit(model, data, config)
+        check_trainable(model)
         check_out(config, None if outs is None else outs[i])
 
 
