@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pathsum.training.convolutions import Blocks, Stem, each, grouped
+from pathsum.training.convolutions import Blocks, Stem, each, grouped, turned
 
 
 def leaves(*shapes, dtype=torch.float32):
@@ -30,22 +30,30 @@ def test_a_stem_has_the_gradient_of_its_weight(kernel, channels, layout):
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
-@pytest.mark.parametrize("needs", [n for n in itertools.product([False, True], repeat=5) if any(n)])
+@pytest.mark.parametrize("needs", [n for n in itertools.product([False, True], repeat=6) if any(n)])
 def test_blocks_have_the_gradients_of_their_layers(needs):
     num, width = 3, 8
     layer = nn.Conv2d(width, width, 3, padding=1, bias=False)
-    values = leaves((4, num * width, 6, 6), *[(num * width, width, 3, 3)] * 4)
-    values[1:] = [weight / 10 for weight in values[1:]]  # branches about as large as what they are added to
-    z, *weights = (v.requires_grad_(need) for v, need in zip(values, needs, strict=True))
-    out = Blocks.apply(z, layer, num, True, *weights)
-    assert out.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(out, Blocks.apply(z, layer, num, False, *weights))
+    values = leaves((4, num * width, 6, 6), (num, 2), *[(num * width, width, 3, 3)] * 4)
+    values[2:] = [weight / 10 for weight in values[2:]]  # branches about as large as what they are added to
+    z, lam, *weights = (v.requires_grad_(need) for v, need in zip(values, needs, strict=True))
+    out = Blocks.apply(z, layer, num, True, lam, *weights)
+    assert torch.equal(out, Blocks.apply(z, layer, num, False, lam, *weights))
     plain = z
-    for first, second in zip(weights[::2], weights[1::2], strict=True):
-        plain = plain + grouped(grouped(plain, first, layer, num).relu(), second, layer, num)
+    for own, first, second in zip(lam.unbind(1), weights[::2], weights[1::2], strict=True):
+        branch = grouped(grouped(plain, first, layer, num).relu(), second, layer, num)
+        plain = plain + own.repeat_interleave(width).view(-1, 1, 1) * branch
     torch.testing.assert_close(out, plain, rtol=1e-5, atol=1e-5)
-    asked = [v for v in (z, *weights) if v.requires_grad]
+    asked = [v for v in (z, lam, *weights) if v.requires_grad]
     towards = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     found, expected = (torch.autograd.grad(y, asked, towards) for y in (out, plain))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+def test_kernels_are_turned_alike_however_many_are_turned_at_once():
+    few, many = leaves((3, 2 * 4, 4, 3, 3), (3, 2 * 128, 128, 3, 3))  # all at once, and each layer by itself
+    for weights in (few, many):
+        groups = weights.unflatten(1, (2, -1))
+        for kernel, layer in zip(turned(weights, 2), groups, strict=True):
+            torch.testing.assert_close(kernel, layer.transpose(1, 2).flip(3, 4).flatten(0, 1), rtol=0, atol=0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from pathsum.data.splits import Split
 from pathsum.errors import DataError
+
+AHEAD = 2**18  # pixels of the batches made at once: of small ones several, as each operation has its price
 
 
 def normalize(
@@ -24,16 +27,29 @@ def normalize(
     >>> normalize(torch.full((1, 1, 1, 1), 255, dtype=torch.uint8), [0.5], [0.25]).item()
     2.0
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or not len(mean) == len(std) == images.shape[1]:
-        raise DataError(
-            f"normalize: expected uint8 (B, C, H, W) and C values in mean and std, got {images.dtype} "
-            f"{tuple(images.shape)}, {len(mean)} and {len(std)}; pass the raw images of a split"
+    return Normalization(mean, std, dtype, images.device)(images)
+
+
+class Normalization:
+    """`normalize` for many batches of one kind: its constants are made once."""
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.dtype, self.exact = dtype, torch.promote_types(dtype, torch.float32)
+        self.shift, self.divisor = (
+            send(torch.tensor(tuple(values), dtype=self.exact), device).view(-1, 1, 1) for values in (mean, std)
         )
-    exact = torch.promote_types(dtype, torch.float32)
-    shift, divisor = (
-        send(torch.tensor(tuple(values), dtype=exact), images.device).view(-1, 1, 1) for values in (mean, std)
-    )
-    return images.to(exact).div_(255).sub_(shift).div_(divisor).to(dtype)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """`(B, C, H, W)` uint8, on the device, to the dtype asked for."""
+        num, other = len(self.shift), len(self.divisor)
+        if images.dtype != torch.uint8 or images.ndim != 4 or not num == other == images.shape[1]:
+            raise DataError(
+                f"normalize: expected uint8 (B, C, H, W) and C values in mean and std, got {images.dtype} "
+                f"{tuple(images.shape)}, {num} and {other}; pass the raw images of a split"
+            )
+        return images.to(self.exact).div_(255).sub_(self.shift).div_(self.divisor).to(self.dtype)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
@@ -45,24 +61,32 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Draw:
-    """The chance in an augmentation, for each image: where to crop, whether to mirror, which box."""
+    """The chance in an augmentation, for each image: where to crop, whether to mirror, which box where it scales."""
 
     top: Tensor  # (B,) int64, row of the padded image at which the crop starts
     left: Tensor  # (B,) int64, the column
     mirror: Tensor  # (B,) bool
-    side: Tensor  # (B,) share of height and width that the box keeps, 1 without scaling
-    corner: Tensor  # (B, 2) in [0, 1], place of the box: 0 touches the top (left) edge, 1 the bottom (right)
+    side: Tensor | None = None  # (B,) share of height and width that the box keeps
+    corner: Tensor | None = None  # (B, 2) in [0, 1], place of the box: 0 touches the top (left) edge, 1 the other
 
 
 def draw(num: int, *, generator: torch.Generator, crop_pad: int, flip: bool, scale: tuple[float, float] | None) -> Draw:
     """Draw one augmentation for each of `num` images, on the generator's device."""
     device = generator.device
     top, left = torch.randint(0, 2 * crop_pad + 1, (2, num), generator=generator, device=device)
-    coin = torch.rand(num, generator=generator, device=device)
-    low, high = scale or (1.0, 1.0)
+    mirror = (torch.rand(num, generator=generator, device=device) < 0.5) & flip
+    if scale is None:
+        return Draw(top, left, mirror)
+    low, high = scale
     area = low + (high - low) * torch.rand(num, generator=generator, device=device)
     corner = torch.rand(num, 2, generator=generator, device=device)
-    return Draw(top, left, (coin < 0.5) & flip, area.sqrt(), corner)
+    return Draw(top, left, mirror, area.sqrt(), corner)
+
+
+def joined(draws: Sequence[Draw], join: Callable[[tuple[Tensor, ...]], Tensor]) -> Draw:
+    """Several draws as one, each kind of chance joined by `join`."""
+    each = zip(*(vars(d).values() for d in draws), strict=True)
+    return Draw(*(join(parts) for parts in each if parts[0] is not None))
 
 
 def augment(
@@ -86,8 +110,7 @@ def augment(
         )
     check_augmentation(crop_pad, scale)
     chance = draw(len(images), generator=generator, crop_pad=crop_pad, flip=flip, scale=scale)
-    images = crop(images, chance, crop_pad)
-    return images if scale is None else enlarge(images, chance)
+    return enlarge(crop(images, chance, crop_pad), chance)
 
 
 def check_augmentation(crop_pad: int, scale: tuple[float, float] | None) -> None:
@@ -99,18 +122,30 @@ def check_augmentation(crop_pad: int, scale: tuple[float, float] | None) -> None
 
 
 def crop(images: Tensor, chance: Draw, pad: int) -> Tensor:
-    """Crop every image at its own place and mirror some: whole windows of the padded batch, not pixels."""
-    num, _, height, width = images.shape
+    """Crop every image at its own place and mirror some.
+
+    A crop is copied as one piece of memory, from its first pixel to its last: much faster than pixel by pixel.
+    """
+    num, channels, height, width = images.shape
+    if not images.numel():
+        return images
     device = images.device
-    windows = F.pad(images, (pad, pad, pad, pad)).unfold(2, height, 1).unfold(3, width, 1)  # nothing copied
-    crops = windows[torch.arange(num, device=device), :, send(chance.top, device), send(chance.left, device)]
-    mirrored = send(chance.mirror.nonzero().squeeze(1), device)
-    crops[mirrored] = crops[mirrored].flip(3)
-    return crops
+    top, left, mirror = (send(part, device) for part in (chance.top, chance.left, chance.mirror))
+    either = torch.arange(num, device=device) + num * mirror
+    padded = F.pad(torch.cat((images, images.flip(3))).index_select(0, either), (pad, pad, pad, pad))
+    rows, columns = padded.shape[2:]
+    length = (channels - 1) * rows * columns + (height - 1) * columns + width
+    pieces = padded.as_strided((padded.numel() - length + 1, length), (1, 1))  # one from every pixel on
+    first = torch.arange(0, padded.numel(), padded[0].numel(), device=device) + top * columns
+    first += torch.where(mirror, 2 * pad - left, left)
+    crops = pieces.index_select(0, first)
+    return crops.as_strided(images.shape, (length, rows * columns, columns, 1)).contiguous()
 
 
 def enlarge(images: Tensor, chance: Draw) -> Tensor:
-    """Enlarge each image's box to full size, bilinear between pixel centers."""
+    """Enlarge each image's box, if boxes were drawn, to full size, bilinear between pixel centers."""
+    if chance.side is None or chance.corner is None:
+        return images
     height, width = images.shape[2:]
     side, corner = send(chance.side, images.device), send(chance.corner, images.device)
 
@@ -173,21 +208,25 @@ def batches(
     def stream() -> Iterator[tuple[int, Tensor, Tensor]]:
         step, epoch = start_step, -1
         order = torch.empty(0, dtype=torch.int64)
+        normalized = Normalization(mean, std, dtype, split.images.device)
+        several = max(1, AHEAD // (batch_size * split.images[0].numel()))
+        options: dict[str, Any] = {"crop_pad": crop_pad, "flip": flip, "scale": scale}
         while True:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 shuffle = torch.randperm(len(split), generator=seeded(seed, "order", epoch))
                 order = send(shuffle, split.images.device)
-            start = step % per_epoch * batch_size
-            rows = order[start : start + batch_size]
-            images = split.images[rows]
+            place = step % per_epoch
+            num = min(several, per_epoch - place)
+            rows = order[place * batch_size : (place + num) * batch_size]
+            images = split.images.index_select(0, rows)  # whole images; [rows] goes pixel by pixel
             if augment:
-                chance = seeded(seed, "augment", step)
-                images = _augment(images, generator=chance, crop_pad=crop_pad, flip=flip, scale=scale)
-            yield step, normalize(images, mean, std, dtype=dtype), split.labels[rows]
-            step += 1
+                own = (seeded(seed, "augment", s) for s in range(step, step + num))
+                chance = joined([draw(batch_size, generator=g, **options) for g in own], torch.cat)
+                images = enlarge(crop(images, chance, crop_pad), chance)
+            parts = (normalized(images), split.labels.index_select(0, rows))
+            for x, y in zip(*(part.split(batch_size) for part in parts), strict=True):
+                yield step, x, y
+                step += 1
 
     return stream()
-
-
-_augment = augment  # `batches` has an option of that name

@@ -24,13 +24,17 @@ def each(x: Tensor, weight: Tensor, layer: nn.Conv2d, num: int) -> Tensor:
     return torch.cat([grouped(part, w, layer, 1) for part, w in parts], 1)
 
 
-def gradients(
-    grad: Tensor, x: Tensor, weight: Tensor, layer: nn.Conv2d, num: int, needed: tuple[bool, bool]
-) -> tuple[Any, Any]:
-    """The gradients of `grouped` to its input and to its weight, where needed."""
-    options = (list(layer.stride), list(layer.padding), list(layer.dilation), False, [0, 0], num)
-    input_grad, weight_grad, _ = torch.ops.aten.convolution_backward(grad, x, weight, None, *options, [*needed, False])
-    return input_grad, weight_grad
+def transposed(x: Tensor, weight: Tensor, layer: nn.Conv2d, num: int) -> Tensor:
+    """The gradient of `grouped` to its input, where that has the size of its output, given the one to its output."""
+    return F.conv_transpose2d(x, weight, None, layer.stride, layer.padding, 0, num, layer.dilation)
+
+
+def weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, layer: nn.Conv2d, num: int) -> Tensor:
+    """The gradient of `grouped` to its weight."""
+    options = (layer.stride, layer.padding, layer.dilation, False, (0, 0), num)
+    gradients = torch.ops.aten.convolution_backward.default(grad, x, weight, None, *options, (False, True, False))
+    found: Tensor = gradients[1]
+    return found
 
 
 class Stem(torch.autograd.Function):
@@ -51,60 +55,78 @@ class Stem(torch.autograd.Function):
         found = torch.empty_like(weight)
         parts = (grad.chunk(ctx.num, 1), x.chunk(ctx.num, 1), weight.chunk(ctx.num), found.chunk(ctx.num))
         for own_grad, own_x, own_weight, into in zip(*parts, strict=True):
-            into.copy_(gradients(own_grad, own_x, own_weight, ctx.layer, 1, (False, True))[1])
+            into.copy_(weight_gradient(own_grad, own_x, own_weight, ctx.layer, 1))
         return None, found, None, None
 
 
-def turned(x: Tensor, weight: Tensor, layer: nn.Conv2d, num: int) -> Tensor:
-    """`grouped` at stride 1, its maps as large as before, as the gradient to the input of the turned kernel.
-
-    In blocks of 8 channels oneDNN has a quicker kernel for that: at width 16, 122 GFLOP/s against 86 on two AVX2 cores.
-    """
-    kernel = weight.flatten().index_select(0, _turn(weight.shape, num)).view_as(weight)
-    return gradients(x, x, kernel, layer, num, (True, False))[0]
+def turned(weights: Tensor, num: int) -> list[Tensor]:
+    """The kernels `(layers, num·C, C, k, k)` of each layer that make `transposed` what `grouped` is."""
+    several = weights.split(max(1, 2**18 // weights[0].numel()))  # an index for all would be larger than the weights
+    parts = [part.flatten().index_select(0, _turn(part.shape, num)).view_as(part) for part in several]
+    return [kernel for part in parts for kernel in part.unbind()]
 
 
 @cache
 def _turn(shape: torch.Size, num: int) -> Tensor:
     """Where each weight of the turned kernels comes from: one gather takes half the time of turning them."""
     places = torch.arange(shape.numel(), device="cpu").view(shape)
-    return places.unflatten(0, (num, -1)).transpose(1, 2).flip(3, 4).flatten()
+    return places.unflatten(1, (num, -1)).transpose(2, 3).flip(4, 5).flatten()
 
 
 class Blocks(torch.autograd.Function):
-    """Blocks `z + Conv(relu(Conv(z)))` without biases, one after the other, in oneDNN's layout from first to last.
+    """Blocks `z + λ Conv(relu(Conv(z)))` without biases, one after the other, in oneDNN's layout from first to last.
 
-    What is cut or added is so in place, and one function for all spares the graph's bookkeeping at every block.
-    `weights` are those of the first block, then those of the second and so on, their λ multiplied in; where `keep`
-    is False nothing is kept for gradients.
+    What is cut or added is so in place, and one function for all spares the graph's bookkeeping at every block. In
+    blocks of 8 channels oneDNN has a quicker kernel for the gradient to the input than for the convolution, which at
+    stride 1 is that gradient for turned kernels: at width 16, 122 GFLOP/s against 86 on two AVX2 cores. So that form
+    is taken both ways. λ is `(num, depth)`; `weights` are those of the first block, then those of the second and so
+    on; where `keep` is False nothing is kept for gradients.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, layer: nn.Conv2d, num: int, keep: bool, *weights: Tensor) -> Tensor:
-        z, maps = z.to_mkldnn(), []
-        for first, second in zip(weights[::2], weights[1::2], strict=True):
-            h = turned(z, first, layer, num).relu_()
+    def forward(ctx: Any, z: Tensor, layer: nn.Conv2d, num: int, keep: bool, lam: Tensor, *weights: Tensor) -> Tensor:
+        every = torch.stack(weights)
+        every.view(-1, 2, num, weights[0].numel() // num)[:, 1].mul_(lam.t().unsqueeze(2))
+        kernels, maps = turned(every, num), []
+        z = z.to_mkldnn()
+        for first, second in zip(kernels[::2], kernels[1::2], strict=True):
+            h = transposed(z, first, layer, num).relu_()
             maps += [z, h] if keep else []
-            z = turned(h, second, layer, num).add_(z)
-        ctx.save_for_backward(*maps, *weights)
+            z = transposed(h, second, layer, num).add_(z)
+        ctx.save_for_backward(*maps, lam, every, *weights[1::2])
         ctx.layer, ctx.num = layer, num
-        return z.to_dense().contiguous(memory_format=torch.channels_last)
+        return z.to_dense()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        to_z, _, _, _, *needed = ctx.needs_input_grad
-        maps, weights = ctx.saved_tensors[: len(needed)], ctx.saved_tensors[len(needed) :]
-        found: list[Tensor | None] = [None] * len(needed)
-        into, options = grad.to_mkldnn(), (ctx.layer, ctx.num)
-        for i in range(len(needed) - 1, 0, -2):
-            (z, h), (first, second) = maps[i - 1 : i + 1], weights[i - 1 : i + 1]
-            below = to_z or any(needed[: i - 1])
-            into_h, found[i] = gradients(into, h, second, *options, (below or needed[i - 1], needed[i]))
-            if into_h is None:
+        to_z, _, _, _, to_lam, *needed = ctx.needs_input_grad
+        maps, (lam, every, *unscaled) = ctx.saved_tensors[: len(needed)], ctx.saved_tensors[len(needed) :]
+        weights, options = every.unbind(), (ctx.layer, ctx.num)
+        found: list[Any] = [None] * len(needed)
+        into = grad.to_mkldnn()
+        for i in range(len(needed) - 2, -1, -2):
+            (z, h), (first, second) = maps[i : i + 2], weights[i : i + 2]
+            below = to_z or to_lam or any(needed[:i])  # what ends here needs nothing of what is below
+            if needed[i + 1] or to_lam:
+                found[i + 1] = weight_gradient(into, h, second, *options)
+            if not (below or needed[i]):
                 break
-            into_h = torch.ops.aten.threshold_backward(into_h, h, 0)
-            into_z, found[i - 1] = gradients(into_h, z, first, *options, (below, needed[i - 1]))
-            if into_z is None:
+            into_h = torch.ops.aten.threshold_backward.default(transposed(into, second, *options), h, 0)
+            if needed[i]:
+                found[i] = weight_gradient(into_h, z, first, *options)
+            if not below:
                 break
-            into = into_z.add_(into)
-        return (into.to_dense() if to_z else None), None, None, None, *found
+            into = transposed(into_h, first, *options).add_(into)
+        lam_grad = _lam_gradient(found[1::2], unscaled, ctx.num) if to_lam else None
+        columns = lam.repeat_interleave(len(every[0]) // ctx.num, 0).t().unflatten(1, (-1, 1, 1, 1)).unbind()
+        scaled = [(own, by) for own, by in zip(found[1::2], columns, strict=True) if own is not None]
+        if scaled:
+            torch._foreach_mul_(*zip(*scaled, strict=True))
+        found = [own if need else None for own, need in zip(found, needed, strict=True)]
+        return (into.to_dense() if to_z else None), None, None, None, lam_grad, *found
+
+
+def _lam_gradient(grads: list[Tensor], weights: list[Tensor], num: int) -> Tensor:
+    """The gradient to λ `(num, depth)`, given those to the weights that it multiplies."""
+    rows = [(grad * weight).view(num, -1).sum(1) for grad, weight in zip(grads, weights, strict=True)]
+    return torch.stack(rows, 1)

@@ -91,7 +91,8 @@ class Training:
         loss = self._loss(x, logits, y)
         if record.step == 0:
             record.monitor.start(F.cross_entropy(logits.detach(), y, reduction="none").tolist())
-        record.optimizer.zero_grad(set_to_none=True)
+        for parameter in record.parameters:  # zero_grad takes a hundred times as long
+            parameter.grad = None
         loss.backward()
         record.step += 1
         if record.step % CHECK == 0:

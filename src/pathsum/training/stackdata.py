@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pathsum.data import Dataset, Split, normalize
-from pathsum.data.batching import Draw, check_augmentation, crop, draw, enlarge, seeded, send
+from pathsum.data import Dataset, Split
+from pathsum.data.batching import Draw, Normalization, check_augmentation, crop, draw, enlarge, joined, seeded, send
 from pathsum.data.splits import balanced_rows
 from pathsum.training.evaluation import to_device
 from pathsum.training.options import TrainConfig
@@ -30,50 +29,53 @@ class StackedData:
         check_augmentation(self.pad, self.common.crop_scale)
         parts = [_parts(data.train, config) for config in configs]
         self.rest, self.held_out = [rest for rest, _ in parts], [held for _, held in parts]
+        self.normalized = {
+            num: Normalization(data.mean * num, data.std * num, dtype, device) for num in {1, len(self.configs)}
+        }
         self.per_epoch = len(self.rest[0]) // self.common.batch_size
-        self.epoch, self.orders = -1, [torch.empty(0, dtype=torch.int64)] * len(parts)
+        self.epoch, self.order_NG = -1, torch.empty(0, len(parts), dtype=torch.int64)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images `(B, G·C, H, W)`, channels-last, and labels `(G, B)`: what `pathsum.data.batches` gives each alone."""
         if step // self.per_epoch != self.epoch:
             self.epoch = step // self.per_epoch
-            self.orders = [
+            orders = [
                 rest[torch.randperm(len(rest), generator=seeded(config.seed, "order", self.epoch))]
                 for rest, config in zip(self.rest, self.configs, strict=True)
             ]
+            self.order_NG = send(torch.stack(orders, 1), self.train.images.device)
         start = step % self.per_epoch * self.common.batch_size
-        rows = torch.stack([order[start : start + self.common.batch_size] for order in self.orders])
+        rows = self.order_NG[start : start + self.common.batch_size]
         return self._images(self.train, rows, step if self.common.augment else None)
 
-    def _images(self, split: Split, rows_GB: Tensor, step: int | None = None) -> tuple[Tensor, Tensor]:
+    def _images(self, split: Split, rows_BG: Tensor, step: int | None = None) -> tuple[Tensor, Tensor]:
         """The images in these rows, augmented for a step, and their labels."""
-        num, size = rows_GB.shape
-        rows_GB = send(rows_GB, split.images.device)
-        images = split.images[rows_GB.t().flatten()]  # those of one image of the stack one after the other
+        size, num = rows_BG.shape
+        rows = rows_BG.flatten()
+        images = split.images.index_select(0, rows)  # whole images; [rows] goes pixel by pixel
         if step is not None:
             chance = self._draw(step, size)
-            images = crop(images, chance, self.pad)
-            images = images if self.common.crop_scale is None else enlarge(images, chance)
+            images = enlarge(crop(images, chance, self.pad), chance)
         stacked = images.view(size, -1, *images.shape[2:]).contiguous(memory_format=torch.channels_last)
-        x = normalize(stacked, self.data.mean * num, self.data.std * num, dtype=self.dtype)
-        return x, split.labels[rows_GB]
+        return self.normalized[num](stacked), split.labels.index_select(0, rows).view(size, num).t().contiguous()
 
     def _draw(self, step: int, num: int) -> Draw:
         """Every network's own augmentation, in the order of the images."""
         options: dict[str, Any] = {"crop_pad": self.pad, "flip": self.data.flip, "scale": self.common.crop_scale}
         draws = [draw(num, generator=seeded(c.seed, "augment", step), **options) for c in self.configs]
-        return Draw(*(torch.stack([getattr(d, f.name) for d in draws], 1).flatten(0, 1) for f in fields(Draw)))
+        return joined(draws, lambda parts: torch.stack(parts, 1).flatten(0, 1))
 
     @torch.no_grad()
     def evaluate(self, tower: StackedTower, split: str, stopped: Callable[[], Any]) -> list[tuple[float, float]] | None:
         """Each network's mean loss and accuracy on `"test"` or `"val"`; None as soon as `stopped()`."""
         num = len(self.configs)
         images = self.test if split == "test" else self.train
-        every = torch.arange(len(self.test)).unsqueeze(0) if split == "test" else torch.stack(self.held_out)
+        every = torch.arange(len(self.test)).unsqueeze(1) if split == "test" else torch.stack(self.held_out, 1)
+        every = send(every, images.images.device)
         loss = torch.zeros(num, dtype=torch.float64, device=images.images.device)
         correct = torch.zeros(num, dtype=torch.int64, device=images.images.device)
         chunk = self.common.eval_batch_size if loss.is_cuda else min(self.common.eval_batch_size, CHUNK)
-        for rows in every.split(chunk, dim=1):
+        for rows in every.split(chunk):
             if stopped():
                 return None
             x, labels = self._images(images, rows)
@@ -82,7 +84,7 @@ class StackedData:
             losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
             loss += losses.view_as(labels).sum(1)
             correct += (logits.argmax(2) == labels).sum(1)
-        size = every.shape[1]
+        size = len(every)
         return [(a / size, b / size) for a, b in zip(loss.tolist(), correct.tolist(), strict=True)]
 
 

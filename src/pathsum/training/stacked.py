@@ -21,7 +21,15 @@ from pathsum.errors import PathsumError
 from pathsum.nets.tower import ResidualTower
 from pathsum.progress import bar
 from pathsum.runs import differences
-from pathsum.training.contexts import autocast, generators, interruptible, side_by_side, tensor_cores, threads
+from pathsum.training.contexts import (
+    autocast,
+    generators,
+    interruptible,
+    rare_collections,
+    side_by_side,
+    tensor_cores,
+    threads,
+)
 from pathsum.training.convolutions import Convolution, each, grouped
 from pathsum.training.evaluation import placement
 from pathsum.training.graphs import Captured, quickest
@@ -99,6 +107,7 @@ def fit_stack(
         signals: list[int] = held.enter_context(interruptible()) if outs is not None else []
         held.enter_context(threads(configs[0].threads))
         held.enter_context(freed_memory("kept"))
+        held.enter_context(rare_collections())
         held.enter_context(tensor_cores(configs[0].precision))
         records = {}
         for i, (model, config) in enumerate(zip(models, configs, strict=True)):

@@ -129,12 +129,9 @@ class StackedTower:
 
     def _blocked(self, z: Tensor) -> Tensor:
         """The blocks in oneDNN's layout."""
-        weights = []
-        for i, lam in enumerate(self.parameters["lam"].unbind(1)):
-            first, second = (self.parameters[f"blocks.{i}.{name}.weight"] for name in ("conv1", "conv2"))
-            weights += [first, self._times(second, lam)]
-        layer = self.first.blocks[0].get_submodule("conv1")
-        return Blocks.apply(z, layer, self.slots, torch.is_grad_enabled(), *weights)
+        depth, layer = len(self.first.blocks), self.first.blocks[0].get_submodule("conv1")
+        weights = [self.parameters[f"blocks.{i}.{name}.weight"] for i in range(depth) for name in ("conv1", "conv2")]
+        return Blocks.apply(z, layer, self.slots, torch.is_grad_enabled(), self.parameters["lam"], *weights)
 
     def _layers(self, path: str, module: nn.Module, x: Tensor, training: bool, lam: Tensor | None = None) -> Tensor:
         """A chain of layers; the last one that has weights is multiplied by λ, which is linear in them."""
@@ -157,8 +154,8 @@ class StackedTower:
             return self._norm(name, layer, x, training, lam)
         if isinstance(layer, SamePool):  # where the size is even, the extra row and column come last
             return F.max_pool2d(x, 3, stride=2, padding=(x.shape[2] % 2, x.shape[3] % 2), ceil_mode=True)
-        if isinstance(layer, MeanPool):  # unlike mean(), keeps its gradient channels-last
-            return F.avg_pool2d(x, x.shape[2:]).flatten(1)
+        if isinstance(layer, MeanPool):  # with maps channels-last, a gradient that is so too
+            return x.flatten(2).mean(2) if x.is_contiguous() else F.avg_pool2d(x, x.shape[2:]).flatten(1)
         return layer(x)
 
     def _scaled(self, name: str, lam: Tensor | None) -> tuple[Tensor, Tensor | None]:
