@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pathsum.training import convolutions
 from pathsum.training.convolutions import Blocks, Stem, each, grouped, turned
 
 
@@ -49,6 +50,32 @@ def test_blocks_have_the_gradients_of_their_layers(needs):
     found, expected = (torch.autograd.grad(y, asked, towards) for y in (out, plain))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
+def test_without_torchscript_every_bit_is_the_same(monkeypatch):
+    num, width = 2, 8
+    layer, stem = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.Conv2d(3, width, 3, padding=1, bias=False)
+
+    def found():
+        x, first, lam, *weights = leaves((4, num * 3, 6, 6), (num * width, 3, 3, 3), (num, 1), *[(16, 8, 3, 3)] * 2)
+        asked = [v.requires_grad_() for v in (first, lam, *weights)]
+        out = Blocks.apply(Stem.apply(x, first, stem, num), layer, num, True, lam, *weights)
+        return out, *torch.autograd.grad(out.square().sum(), asked)
+
+    for _ in range(4):  # TorchScript changes its plan after the first runs
+        compiled = found()
+    assert isinstance(convolutions.unlocked(convolutions.up), torch.jit.ScriptFunction)
+    convolutions.unlocked.cache_clear()
+
+    def fails(work):
+        raise OSError("could not get source code")
+
+    monkeypatch.setattr(torch.jit, "script", fails)
+    assert convolutions.unlocked(convolutions.up) is convolutions.up
+    for a, b in zip(compiled, found(), strict=True):
+        assert torch.equal(a, b)
+    convolutions.unlocked.cache_clear()
 
 
 def test_kernels_are_turned_alike_however_many_are_turned_at_once():

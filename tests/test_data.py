@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pathsum.data import Dataset, Split, augment, batches, load, normalize, steps_per_epoch
+from pathsum.data import Dataset, Split, augment, batches, batching, load, normalize, steps_per_epoch
 from pathsum.data import cache as stored
 from pathsum.data.batching import draw
 from pathsum.data.families import CIFAR10, CIFAR100
@@ -841,6 +841,17 @@ def test_a_stream_resumed_at_any_step_is_bitwise_the_same(start, seed, batch_siz
     torch.rand(3)  # what else draws in between does not matter
     resumed = stream(split, batch_size, steps=4, seed=seed, start_step=start, scale=scale)
     for (i, x, y), (j, x2, y2) in zip(whole[start:], resumed, strict=True):
+        assert i == j
+        assert torch.equal(x, x2)
+        assert torch.equal(y, y2)
+
+
+@pytest.mark.parametrize("scale", [None, (0.3, 1.0)])
+def test_batches_made_several_at_a_time_are_those_made_one_by_one(monkeypatch, scale):
+    split = load("digits").train.take(torch.arange(100))
+    several = stream(split, steps=14, scale=scale)
+    monkeypatch.setattr(batching, "AHEAD", 1)
+    for (i, x, y), (j, x2, y2) in zip(several, stream(split, steps=14, scale=scale), strict=True):
         assert i == j
         assert torch.equal(x, x2)
         assert torch.equal(y, y2)

@@ -33,9 +33,7 @@ def normalize(
 class Normalization:
     """`normalize` for many batches of one kind: its constants are made once."""
 
-    def __init__(
-        self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device) -> None:
         self.dtype, self.exact = dtype, torch.promote_types(dtype, torch.float32)
         self.shift, self.divisor = (
             send(torch.tensor(tuple(values), dtype=self.exact), device).view(-1, 1, 1) for values in (mean, std)

@@ -176,11 +176,6 @@ def down(
     return into, found
 
 
-@cache
-def unlocked(work: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.jit.script(work)
-
-
 def _lam_gradient(grads: list[Tensor], weights: list[Tensor], num: int) -> Tensor:
     """The gradient to λ `(num, depth)`, given those to the weights that it multiplies."""
     rows = [(grad * weight).view(num, -1).sum(1) for grad, weight in zip(grads, weights, strict=True)]

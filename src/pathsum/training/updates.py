@@ -69,7 +69,7 @@ class StackedOptimizer:
         return tensor.unflatten(0, (self.stack.slots, -1))
 
     @torch.no_grad()
-    def step(self, grads: Sequence[Tensor], *, probe: bool = False) -> Tensor | None:
+    def step(self, grads: tuple[Tensor, ...], *, probe: bool = False) -> Tensor | None:
         """Update every leaf; where probed, `(2, leaves, slots)`: gradient norms, and whether anything moved."""
         self.count += 1
         before = [leaf.clone() for leaf in self.weights] if probe else []
@@ -81,7 +81,7 @@ class StackedOptimizer:
         moved = [self._rows(leaf != old).flatten(1).any(1).to(norm.dtype) for leaf, old, norm in pairs]
         return torch.stack([torch.stack(norms), torch.stack(moved)])
 
-    def _sgd(self, grads: Sequence[Tensor]) -> None:
+    def _sgd(self, grads: tuple[Tensor, ...]) -> None:
         """v ← μv + (g + wd·p); p ← p − lr·v."""
         if self.decays:
             grads = torch._foreach_addcmul(grads, self.weights, self.decay)
@@ -90,7 +90,7 @@ class StackedOptimizer:
         torch._foreach_add_(velocity, grads)
         torch._foreach_addcmul_(self.weights, velocity, self.lr, value=-1)
 
-    def _adamw(self, grads: Sequence[Tensor]) -> None:
+    def _adamw(self, grads: tuple[Tensor, ...]) -> None:
         """p ← (1 − lr·wd)·p − lr·m̂/(√v̂ + ε), with m̂ and v̂ the unbiased running means of g and g²."""
         mean, square = self.state
         (beta1, beta2), eps = self.first.optimizer.defaults["betas"], self.first.optimizer.defaults["eps"]
