@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 1, -1, -3  # of <malloc.h>
 LARGEST = 2**31 - 1  # mallopt takes an int
-HEAP = {M_TRIM_THRESHOLD: LARGEST, M_MMAP_THRESHOLD: LARGEST}  # nothing is given back unasked
-USUAL = {M_TRIM_THRESHOLD: 64 * 2**20, M_MMAP_THRESHOLD: 32 * 2**20}  # where glibc's own adjustment ends
+# Nothing is given back unasked. No bins of small free pieces: at each map freed malloc would go through them all.
+HEAP = {M_TRIM_THRESHOLD: LARGEST, M_MMAP_THRESHOLD: LARGEST, M_MXFAST: 0}
+# The first two where glibc's own adjustment ends, the last its default.
+USUAL = {M_TRIM_THRESHOLD: 64 * 2**20, M_MMAP_THRESHOLD: 32 * 2**20, M_MXFAST: 16 * ctypes.sizeof(ctypes.c_size_t)}
 Freed = Literal["kept", "returned"]
 
 _libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
