@@ -792,6 +792,15 @@ def test_augment_is_its_slow_twin(pad, flip, scale):
         assert torch.equal(got, plain)
 
 
+@pytest.mark.parametrize("pad", [0, 3])
+def test_augment_reads_images_in_any_layout(pad):
+    images = torch.from_numpy(pixels(6)[0])[:, :, :12, :10]
+    options = [{"generator": torch.Generator().manual_seed(5), "crop_pad": pad} for _ in range(3)]
+    expected = augment(images.contiguous(), **options[0])
+    assert torch.equal(augment(images, **options[1]), expected)
+    assert torch.equal(augment(images.contiguous(memory_format=torch.channels_last), **options[2]), expected)
+
+
 def test_augment_without_chance_is_the_identity():
     images = torch.from_numpy(pixels(3)[0])
     got = augment(images, generator=torch.Generator(), crop_pad=0, flip=False)

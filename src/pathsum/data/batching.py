@@ -130,7 +130,8 @@ def crop(images: Tensor, chance: Draw, pad: int) -> Tensor:
     device = images.device
     top, left, mirror = (send(part, device) for part in (chance.top, chance.left, chance.mirror))
     either = torch.arange(num, device=device) + num * mirror
-    padded = F.pad(torch.cat((images, images.flip(3))).index_select(0, either), (pad, pad, pad, pad))
+    chosen = torch.cat((images, images.flip(3))).index_select(0, either)
+    padded = F.pad(chosen, (pad, pad, pad, pad)).contiguous()  # its memory is read as it lies
     rows, columns = padded.shape[2:]
     length = (channels - 1) * rows * columns + (height - 1) * columns + width
     pieces = padded.as_strided((padded.numel() - length + 1, length), (1, 1))  # one from every pixel on
