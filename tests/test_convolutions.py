@@ -39,6 +39,7 @@ def test_blocks_have_the_gradients_of_their_layers(needs):
     values[2:] = [weight / 10 for weight in values[2:]]  # branches about as large as what they are added to
     z, lam, *weights = (v.requires_grad_(need) for v, need in zip(values, needs, strict=True))
     out = Blocks.apply(z, layer, num, True, lam, *weights)
+    assert out.is_contiguous()  # the mean over its maps has a gradient that costs no copy
     assert torch.equal(out, Blocks.apply(z, layer, num, False, lam, *weights))
     plain = z
     for own, first, second in zip(lam.unbind(1), weights[::2], weights[1::2], strict=True):

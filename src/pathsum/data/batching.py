@@ -108,7 +108,7 @@ def augment(
         )
     check_augmentation(crop_pad, scale)
     chance = draw(len(images), generator=generator, crop_pad=crop_pad, flip=flip, scale=scale)
-    return enlarge(crop(images, chance, crop_pad), chance)
+    return changed(images, chance, crop_pad)
 
 
 def check_augmentation(crop_pad: int, scale: tuple[float, float] | None) -> None:
@@ -117,6 +117,11 @@ def check_augmentation(crop_pad: int, scale: tuple[float, float] | None) -> None
         raise DataError(f"crop_pad is {crop_pad}: expected 0 (no random crop) or more pixels")
     if scale is not None and not (len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
         raise DataError(f"scale is {scale}: expected (low, high) shares of the area with 0 < low <= high <= 1")
+
+
+def changed(images: Tensor, chance: Draw, pad: int) -> Tensor:
+    """What `augment` does, given the chance."""
+    return enlarge(crop(images, chance, pad), chance)
 
 
 def crop(images: Tensor, chance: Draw, pad: int) -> Tensor:
@@ -222,7 +227,7 @@ def batches(
             if augment:
                 own = (seeded(seed, "augment", s) for s in range(step, step + num))
                 chance = joined([draw(batch_size, generator=g, **options) for g in own], torch.cat)
-                images = enlarge(crop(images, chance, crop_pad), chance)
+                images = changed(images, chance, crop_pad)
             parts = (normalized(images), split.labels.index_select(0, rows))
             for x, y in zip(*(part.split(batch_size) for part in parts), strict=True):
                 yield step, x, y

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pathsum.data import Dataset, Split
-from pathsum.data.batching import Draw, Normalization, check_augmentation, crop, draw, enlarge, joined, seeded, send
+from pathsum.data.batching import Draw, Normalization, changed, check_augmentation, draw, joined, seeded, send
 from pathsum.data.splits import balanced_rows
 from pathsum.training.evaluation import to_device
 from pathsum.training.options import TrainConfig
@@ -54,8 +54,7 @@ class StackedData:
         rows = rows_BG.flatten()
         images = split.images.index_select(0, rows)  # whole images; [rows] goes pixel by pixel
         if step is not None:
-            chance = self._draw(step, size)
-            images = enlarge(crop(images, chance, self.pad), chance)
+            images = changed(images, self._draw(step, size), self.pad)
         stacked = images.view(size, -1, *images.shape[2:]).contiguous(memory_format=torch.channels_last)
         return self.normalized[num](stacked), split.labels.index_select(0, rows).view(size, num).t().contiguous()
 
